@@ -1,0 +1,295 @@
+//! The three kinds of key that a configuration holds.
+//!
+//! All are 32 bytes. Public keys print as base64, as `wg(8)` shows them. Secrets are zeroized on
+//! drop, compared in constant time, and their `Debug` says only that they are secrets.
+
+use std::fmt;
+use std::str::FromStr;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use subtle::ConstantTimeEq;
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+/// Length of every key, in bytes.
+const KEY_LEN: usize = 32;
+
+/// An X25519 public key: a peer's name.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PublicKey([u8; KEY_LEN]);
+
+/// An X25519 private key: who this node is.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct PrivateKey([u8; KEY_LEN]);
+
+/// The symmetric key that two peers may share beside their key pairs (the paper's section 5.2).
+///
+/// All zeros is the protocol's way to say "none"; such a key is never built, see
+/// [`PresharedKey::from_bytes`].
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct PresharedKey([u8; KEY_LEN]);
+
+impl PublicKey {
+    /// Takes the bytes as they are. Whether they are a useful point shows in the handshake, where
+    /// an all-zero shared secret is refused.
+    pub const fn from_bytes(bytes: [u8; KEY_LEN]) -> Self {
+        Self(bytes)
+    }
+
+    /// The key's bytes.
+    pub const fn as_bytes(&self) -> &[u8; KEY_LEN] {
+        &self.0
+    }
+
+    /// 64 lowercase hexadecimal digits, the UAPI's form.
+    pub fn to_hex(&self) -> String {
+        hex_of(&self.0)
+    }
+
+    /// Reads the UAPI's form, 64 hexadecimal digits of either case.
+    pub fn from_hex(text: &str) -> Result<Self, KeyError> {
+        bytes_of_hex(text).map(Self)
+    }
+}
+
+impl PrivateKey {
+    /// Clamps the bytes as X25519 asks (RFC 7748, section 5), as `wg genkey` and the kernel do.
+    pub fn from_bytes(mut bytes: [u8; KEY_LEN]) -> Self {
+        bytes[0] &= 248;
+        bytes[31] = (bytes[31] & 127) | 64;
+        let key = Self(bytes);
+        bytes.zeroize();
+        key
+    }
+
+    /// The key's bytes, clamped.
+    pub const fn as_bytes(&self) -> &[u8; KEY_LEN] {
+        &self.0
+    }
+
+    /// The public key that belongs to this private key.
+    pub fn public(&self) -> PublicKey {
+        let secret = x25519_dalek::StaticSecret::from(self.0);
+        PublicKey(x25519_dalek::PublicKey::from(&secret).to_bytes())
+    }
+
+    /// The UAPI's form. The text is as secret as the key: zeroize it after use.
+    pub fn to_hex(&self) -> String {
+        hex_of(&self.0)
+    }
+
+    /// The form of configuration files. The text is as secret as the key: zeroize it after use.
+    pub fn to_base64(&self) -> String {
+        BASE64.encode(self.0)
+    }
+
+    /// Reads the UAPI's form. All zeros means "no key" there, and is `None` here.
+    pub fn from_hex(text: &str) -> Result<Option<Self>, KeyError> {
+        let bytes = bytes_of_hex(text)?;
+        Ok((bytes != [0; KEY_LEN]).then(|| Self::from_bytes(bytes)))
+    }
+}
+
+impl PresharedKey {
+    /// `None` for all zeros, which the protocol takes for "no preshared key".
+    pub fn from_bytes(bytes: [u8; KEY_LEN]) -> Option<Self> {
+        (bytes != [0; KEY_LEN]).then_some(Self(bytes))
+    }
+
+    /// The key's bytes.
+    pub const fn as_bytes(&self) -> &[u8; KEY_LEN] {
+        &self.0
+    }
+
+    /// The UAPI's form. The text is as secret as the key: zeroize it after use.
+    pub fn to_hex(&self) -> String {
+        hex_of(&self.0)
+    }
+
+    /// The form of configuration files. The text is as secret as the key: zeroize it after use.
+    pub fn to_base64(&self) -> String {
+        BASE64.encode(self.0)
+    }
+
+    /// Reads the UAPI's form. All zeros means "no key" there, and is `None` here.
+    pub fn from_hex(text: &str) -> Result<Option<Self>, KeyError> {
+        bytes_of_hex(text).map(Self::from_bytes)
+    }
+}
+
+/// Why a text is no key. Says nothing of the text itself, which may be a secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    /// Not 64 hexadecimal digits.
+    #[error("a key in hexadecimal is 64 digits 0-9 and a-f")]
+    Hex,
+    /// Not the base64 of 32 bytes.
+    #[error("a key in base64 is 44 characters, the last of them '='")]
+    Base64,
+    /// All zeros, which stands for "no key".
+    #[error("a key of zeros stands for no key")]
+    Zero,
+}
+
+impl FromStr for PublicKey {
+    type Err = KeyError;
+
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        bytes_of_base64(text).map(Self)
+    }
+}
+
+impl FromStr for PrivateKey {
+    type Err = KeyError;
+
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        match bytes_of_base64(text)? {
+            zero if zero == [0; KEY_LEN] => Err(KeyError::Zero),
+            bytes => Ok(Self::from_bytes(bytes)),
+        }
+    }
+}
+
+impl FromStr for PresharedKey {
+    type Err = KeyError;
+
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        Self::from_bytes(bytes_of_base64(text)?).ok_or(KeyError::Zero)
+    }
+}
+
+impl fmt::Display for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&BASE64.encode(self.0))
+    }
+}
+
+impl fmt::Debug for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PublicKey({self})")
+    }
+}
+
+impl fmt::Debug for PrivateKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PrivateKey(secret)")
+    }
+}
+
+impl fmt::Debug for PresharedKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PresharedKey(secret)")
+    }
+}
+
+impl PartialEq for PrivateKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+}
+
+impl Eq for PrivateKey {}
+
+impl PartialEq for PresharedKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+}
+
+impl Eq for PresharedKey {}
+
+fn hex_of(bytes: &[u8; KEY_LEN]) -> String {
+    let mut text = String::with_capacity(2 * KEY_LEN);
+    for byte in bytes {
+        for nibble in [byte >> 4, byte & 15] {
+            text.push(char::from(b"0123456789abcdef"[usize::from(nibble)]));
+        }
+    }
+    text
+}
+
+fn bytes_of_hex(text: &str) -> Result<[u8; KEY_LEN], KeyError> {
+    let digits = text.as_bytes();
+    if digits.len() != 2 * KEY_LEN {
+        return Err(KeyError::Hex);
+    }
+    let mut bytes = [0; KEY_LEN];
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = nibble(pair[0])? << 4 | nibble(pair[1])?;
+    }
+    Ok(bytes)
+}
+
+fn nibble(digit: u8) -> Result<u8, KeyError> {
+    let value = char::from(digit).to_digit(16).ok_or(KeyError::Hex)?;
+    Ok(value as u8)
+}
+
+fn bytes_of_base64(text: &str) -> Result<[u8; KEY_LEN], KeyError> {
+    let mut bytes = [0; KEY_LEN];
+    // `decode_slice` refuses an output that might not fit its estimate, hence the spare byte.
+    let mut room = [0; KEY_LEN + 1];
+    let len = BASE64
+        .decode_slice(text, &mut room)
+        .map_err(|_| KeyError::Base64)?;
+    if len != KEY_LEN {
+        return Err(KeyError::Base64);
+    }
+    bytes.copy_from_slice(&room[..KEY_LEN]);
+    room.zeroize();
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_private_key_is_clamped() {
+        // The clamping of RFC 7748, section 5.
+        let hex = "77076d0a7318a57d3c16c17251b26645df4c2f92ebc099291f0af1a4f0f3b0a0";
+        let alice = PrivateKey::from_hex(hex)
+            .expect("hexadecimal")
+            .expect("not zero");
+        assert_eq!(alice.as_bytes()[0] & 7, 0);
+        assert_eq!(alice.as_bytes()[31] & 0xc0, 0x40);
+        assert_ne!(alice.public(), PublicKey::from_bytes([0; 32]));
+    }
+
+    #[test]
+    fn secrets_are_absent_from_debug() {
+        let private = PrivateKey::from_bytes([7; 32]);
+        let preshared = PresharedKey::from_bytes([7; 32]).expect("not zero");
+        assert_eq!(
+            format!("{private:?} {preshared:?}"),
+            "PrivateKey(secret) PresharedKey(secret)"
+        );
+    }
+
+    #[test]
+    fn keys_survive_both_text_forms() {
+        let key = PublicKey::from_bytes(std::array::from_fn(|i| i as u8 * 7));
+        assert_eq!(PublicKey::from_hex(&key.to_hex()), Ok(key));
+        assert_eq!(key.to_string().parse(), Ok(key));
+        assert_eq!(key.to_string().len(), 44);
+    }
+
+    #[test]
+    fn texts_that_are_no_keys_are_refused() {
+        for text in [
+            "",
+            "AAAA",
+            "not base64 at all, is it now? really not it..",
+            &"A".repeat(44),
+        ] {
+            assert_eq!(text.parse::<PublicKey>(), Err(KeyError::Base64), "{text:?}");
+        }
+        for text in ["", "00", &"g".repeat(64), &"0".repeat(65)] {
+            assert_eq!(PublicKey::from_hex(text), Err(KeyError::Hex), "{text:?}");
+        }
+        let zero = BASE64.encode([0; 32]);
+        assert_eq!(zero.parse::<PrivateKey>(), Err(KeyError::Zero));
+        assert_eq!(zero.parse::<PresharedKey>(), Err(KeyError::Zero));
+        assert_eq!(PrivateKey::from_hex(&"0".repeat(64)), Ok(None));
+    }
+}

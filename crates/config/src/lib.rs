@@ -1,0 +1,19 @@
+//! What a tunnel and its host should look like, as plain data.
+//!
+//! Everything above the engine speaks in these types: the mesh plans a [`DeviceConfig`] and a
+//! [`HostConfig`], `wg(8)` sends a [`DeviceChange`] as text, the engine applies changes
+//! and answers with a [`DeviceStatus`].
+//!
+//! This crate never does I/O, asks for the time or draws randomness, and it builds for wasm as
+//! proof. Parsing happens here, once, into types that cannot be wrong.
+
+mod device;
+mod host;
+mod keys;
+
+pub use device::{
+    AllowedIpChange, DeviceChange, DeviceConfig, DeviceStatus, PeerChange, PeerConfig, PeerStatus,
+    WallTime,
+};
+pub use host::{Fence, HostConfig};
+pub use keys::{KeyError, PresharedKey, PrivateKey, PublicKey};
