@@ -1,1 +1,24 @@
-//! Placeholder until this crate's first commit.
+//! Packet bytes: what moves between a TUN queue and a UDP socket, and what is done to it on the way.
+//!
+//! The way out, in the order of the packet:
+//!
+//! 1. [`batch::ReadBatch`] holds what was read from TUN: packets of up to 64 KiB, each with its
+//!    [`vnet::Header`]
+//! 2. [`ip`] finds the destination, once for each large packet
+//! 3. [`segment::Segments`] cuts it, copying each segment to where it is sealed
+//! 4. [`batch::SendBatch`] holds the sealed records, grouped as they will be sent
+//!
+//! The way in:
+//!
+//! 1. [`batch::RecvBatch`] holds what came from UDP; records are opened in place
+//! 2. [`ip`] checks and trims what was inside, [`ecn`] joins the outer mark to the inner
+//! 3. [`coalesce::Coalescer`] joins runs of one flow into large packets, for one TUN write each
+//!
+//! Plain functions on bytes. This crate never does I/O, never allocates per packet, and nothing
+//! that a packet can say makes it panic. Arenas are one allocation each and packets are ranges in
+//! them, so that batches are reused for ever and no lifetime outlasts a call.
+
+pub mod batch;
+pub mod vnet;
+
+pub use batch::{Datagram, Ecn, ReadBatch, ReadPacket, RecvBatch, SendBatch, Source, Transmit};
