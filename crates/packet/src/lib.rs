@@ -19,6 +19,12 @@
 //! them, so that batches are reused for ever and no lifetime outlasts a call.
 
 pub mod batch;
+pub mod checksum;
+pub mod ecn;
+pub mod ip;
+pub mod segment;
+#[cfg(test)]
+mod testing;
 pub mod vnet;
 
 pub use batch::{Datagram, Ecn, ReadBatch, ReadPacket, RecvBatch, SendBatch, Source, Transmit};
