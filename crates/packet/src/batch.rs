@@ -203,6 +203,8 @@ pub struct Transmit {
     pub source: Option<Source>,
     /// The outer mark.
     pub ecn: Ecn,
+    /// The outer TOS or traffic class but for the two bits of the mark.
+    pub tos: u8,
     /// The caller's own: what it needs to know whose send failed.
     pub tag: u32,
 }
@@ -216,8 +218,9 @@ impl Transmit {
 
 /// What came by UDP.
 ///
-/// The arena is cut into slots of [`RecvBatch::SLOT`] bytes, each for one received message: larger
-/// than any datagram, so that none is ever truncated.
+/// The arena has room for messages of [`RecvBatch::SLOT`] bytes: larger than any datagram, so that
+/// none is ever truncated. A socket that receives only small ones may lay them closer together, and
+/// then more of them fit.
 #[derive(Debug)]
 pub struct RecvBatch {
     /// The bytes that the datagrams' ranges speak of. Its length is fixed.
@@ -238,7 +241,7 @@ impl RecvBatch {
         }
     }
 
-    /// How many messages fit.
+    /// How many messages of any size fit.
     pub fn slots(&self) -> usize {
         self.arena.len() / Self::SLOT
     }
