@@ -45,7 +45,7 @@ pub struct DeviceChange {
     pub listen_port: Option<u16>,
     /// The new mark.
     pub fwmark: Option<u32>,
-    /// Remove every peer that `peers` does not name.
+    /// Let the changes of `peers` start from no peers at all, so that those are left that it adds.
     pub replace_peers: bool,
     /// Changes of peers, in order; the same peer may occur more than once.
     pub peers: Vec<PeerChange>,
@@ -66,7 +66,7 @@ pub struct PeerChange {
     pub endpoints: Option<Vec<SocketAddr>>,
     /// The new interval of the persistent keepalive in seconds; 0 is off.
     pub persistent_keepalive: Option<u16>,
-    /// Remove every allowed IP that `allowed_ips` does not add.
+    /// Let the changes of `allowed_ips` start from none.
     pub replace_allowed_ips: bool,
     /// Changes of allowed IPs, in order.
     pub allowed_ips: Vec<AllowedIpChange>,

@@ -19,15 +19,17 @@ const KEY_LEN: usize = 32;
 pub struct PublicKey([u8; KEY_LEN]);
 
 /// An X25519 private key: who this node is.
-#[derive(Clone, Zeroize, ZeroizeOnDrop)]
-pub struct PrivateKey([u8; KEY_LEN]);
+///
+/// Boxed, as is [`PresharedKey`], so that moving it, as a growing `Vec` does, leaves no copy behind.
+#[derive(Clone)]
+pub struct PrivateKey(Box<[u8; KEY_LEN]>);
 
 /// The symmetric key that two peers may share beside their key pairs (the paper's section 5.2).
 ///
 /// All zeros is the protocol's way to say "none"; such a key is never built, see
 /// [`PresharedKey::from_bytes`].
-#[derive(Clone, Zeroize, ZeroizeOnDrop)]
-pub struct PresharedKey([u8; KEY_LEN]);
+#[derive(Clone)]
+pub struct PresharedKey(Box<[u8; KEY_LEN]>);
 
 impl PublicKey {
     /// Takes the bytes as they are. Whether they are a useful point shows in the handshake, where
@@ -57,19 +59,19 @@ impl PrivateKey {
     pub fn from_bytes(mut bytes: [u8; KEY_LEN]) -> Self {
         bytes[0] &= 248;
         bytes[31] = (bytes[31] & 127) | 64;
-        let key = Self(bytes);
+        let key = Self(Box::new(bytes));
         bytes.zeroize();
         key
     }
 
     /// The key's bytes, clamped.
-    pub const fn as_bytes(&self) -> &[u8; KEY_LEN] {
+    pub fn as_bytes(&self) -> &[u8; KEY_LEN] {
         &self.0
     }
 
     /// The public key that belongs to this private key.
     pub fn public(&self) -> PublicKey {
-        let secret = x25519_dalek::StaticSecret::from(self.0);
+        let secret = x25519_dalek::StaticSecret::from(*self.0);
         PublicKey(x25519_dalek::PublicKey::from(&secret).to_bytes())
     }
 
@@ -80,7 +82,7 @@ impl PrivateKey {
 
     /// The form of configuration files. The text is as secret as the key: zeroize it after use.
     pub fn to_base64(&self) -> String {
-        BASE64.encode(self.0)
+        BASE64.encode(&self.0[..])
     }
 
     /// Reads the UAPI's form. All zeros means "no key" there, and is `None` here.
@@ -92,12 +94,14 @@ impl PrivateKey {
 
 impl PresharedKey {
     /// `None` for all zeros, which the protocol takes for "no preshared key".
-    pub fn from_bytes(bytes: [u8; KEY_LEN]) -> Option<Self> {
-        (bytes != [0; KEY_LEN]).then_some(Self(bytes))
+    pub fn from_bytes(mut bytes: [u8; KEY_LEN]) -> Option<Self> {
+        let key = (bytes != [0; KEY_LEN]).then(|| Self(Box::new(bytes)));
+        bytes.zeroize();
+        key
     }
 
     /// The key's bytes.
-    pub const fn as_bytes(&self) -> &[u8; KEY_LEN] {
+    pub fn as_bytes(&self) -> &[u8; KEY_LEN] {
         &self.0
     }
 
@@ -108,7 +112,7 @@ impl PresharedKey {
 
     /// The form of configuration files. The text is as secret as the key: zeroize it after use.
     pub fn to_base64(&self) -> String {
-        BASE64.encode(self.0)
+        BASE64.encode(&self.0[..])
     }
 
     /// Reads the UAPI's form. All zeros means "no key" there, and is `None` here.
@@ -182,9 +186,25 @@ impl fmt::Debug for PresharedKey {
     }
 }
 
+impl Drop for PrivateKey {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl ZeroizeOnDrop for PrivateKey {}
+
+impl Drop for PresharedKey {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl ZeroizeOnDrop for PresharedKey {}
+
 impl PartialEq for PrivateKey {
     fn eq(&self, other: &Self) -> bool {
-        self.0.ct_eq(&other.0).into()
+        self.0[..].ct_eq(&other.0[..]).into()
     }
 }
 
@@ -192,7 +212,7 @@ impl Eq for PrivateKey {}
 
 impl PartialEq for PresharedKey {
     fn eq(&self, other: &Self) -> bool {
-        self.0.ct_eq(&other.0).into()
+        self.0[..].ct_eq(&other.0[..]).into()
     }
 }
 
