@@ -20,7 +20,9 @@
 
 pub mod batch;
 pub mod checksum;
+pub mod coalesce;
 pub mod ecn;
+pub mod icmp;
 pub mod ip;
 pub mod segment;
 #[cfg(test)]
