@@ -1,0 +1,370 @@
+//! What is measured of a device, and how.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::bed::{Bed, Side};
+use crate::clock::{Pace, Stopwatch};
+use crate::device::{Pair, Program};
+use crate::load::{self, Datagrams, Load};
+
+/// One way to look at a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Case {
+    /// Every byte of a pseudo-random stream arrives as it was sent; nothing is timed.
+    Integrity,
+    /// Bulk TCP, one stream.
+    Tcp1,
+    /// Bulk TCP, four streams.
+    Tcp4,
+    /// Bulk TCP, one stream, segmentation offloads off on the link and on TUN.
+    Plain,
+    /// Bulk TCP, one stream, through VXLAN inside of the tunnel.
+    Vxlan,
+    /// 64-byte datagrams as fast as they can be sent.
+    Udp64,
+    /// 1372-byte datagrams as fast as they can be sent.
+    Udp1372,
+    /// 64-byte datagrams, 64 in each segmented send of the application.
+    Segment64,
+    /// 1372-byte datagrams, 46 in each segmented send of the application.
+    Segment1372,
+    /// Echoes through an idle tunnel.
+    Ping,
+    /// Echoes beside one bulk stream.
+    PingLoaded,
+    /// Peers configured and shown through the configuration socket, and the memory that they take.
+    Peers,
+    /// Peak of resident memory of the larger of both processes, after everything else of the round.
+    Memory,
+}
+
+impl Case {
+    pub(crate) const ALL: [Case; 13] = [
+        Case::Integrity,
+        Case::Tcp1,
+        Case::Tcp4,
+        Case::Plain,
+        Case::Vxlan,
+        Case::Udp64,
+        Case::Udp1372,
+        Case::Segment64,
+        Case::Segment1372,
+        Case::Ping,
+        Case::PingLoaded,
+        Case::Peers,
+        Case::Memory,
+    ];
+
+    pub(crate) fn title(self) -> &'static str {
+        match self {
+            Case::Integrity => "Integrity of what is carried",
+            Case::Tcp1 => "Bulk TCP, 1 stream",
+            Case::Tcp4 => "Bulk TCP, 4 streams",
+            Case::Plain => "Bulk TCP, 1 stream, segmentation offloads off on link and TUN",
+            Case::Vxlan => "Bulk TCP, 1 stream, VXLAN inside of the tunnel",
+            Case::Udp64 => "UDP flood, 64 bytes",
+            Case::Udp1372 => "UDP flood, 1372 bytes",
+            Case::Segment64 => "UDP flood, 64 bytes, application uses UDP_SEGMENT and UDP_GRO",
+            Case::Segment1372 => "UDP flood, 1372 bytes, application uses UDP_SEGMENT and UDP_GRO",
+            Case::Ping => "Ping, idle",
+            Case::PingLoaded => "Ping beside one bulk TCP stream",
+            Case::Peers => "Idle peers configured and shown by UAPI",
+            Case::Memory => "Peak memory",
+        }
+    }
+}
+
+/// What a case found, by the name of the figure.
+pub(crate) type Figures = BTreeMap<&'static str, f64>;
+
+/// Whether a figure is good when it is large; the names are all that there are.
+pub(crate) fn larger_is_better(figure: &str) -> bool {
+    matches!(figure, GBIT | KPPS)
+}
+
+const GBIT: &str = "Gb/s";
+const KPPS: &str = "kpps";
+const SYSTEM_BYTE: &str = "system ns/B";
+const DAEMONS_BYTE: &str = "daemons ns/B";
+const SYSTEM_PACKET: &str = "system ns/packet";
+const REORDERED: &str = "reordered";
+
+/// What all cases share.
+pub(crate) struct Setting<'a> {
+    pub(crate) bed: &'a Bed,
+    pub(crate) pace: &'a Pace,
+    pub(crate) seconds: f64,
+    pub(crate) peers: usize,
+    pub(crate) smoke: bool,
+}
+
+/// What a case is run on: a pair of devices, or the bare wire.
+pub(crate) struct Subject<'a> {
+    pub(crate) program: Option<&'a Program>,
+    pub(crate) pair: Option<&'a Pair>,
+}
+
+impl Subject<'_> {
+    fn address(&self, side: Side) -> std::net::Ipv4Addr {
+        self.pair
+            .map_or_else(|| side.outer(), |pair| side.inner(pair.number))
+    }
+
+    fn interface(&self, side: Side) -> String {
+        self.pair
+            .map_or_else(|| "wire".to_owned(), |pair| pair.interface(side))
+    }
+
+    fn cpu_seconds(&self) -> Result<f64> {
+        self.pair.map_or(Ok(0.0), Pair::cpu_seconds)
+    }
+}
+
+impl Setting<'_> {
+    /// Runs a case; `None` where it has no meaning for the bare wire.
+    pub(crate) fn run(&self, case: Case, subject: &Subject<'_>) -> Result<Option<Figures>> {
+        let to = subject.address(Side::B);
+        let figures = match case {
+            Case::Integrity => {
+                let mebibytes = if self.smoke { 4 } else { 64 };
+                load::carry(self.bed, to, mebibytes << 20)?;
+                Figures::from([("MiB intact", mebibytes as f64)])
+            }
+            Case::Tcp1 => self.streams(subject, to, 1)?,
+            Case::Tcp4 => self.streams(subject, to, 4)?,
+            Case::Plain => self.without_offloads(subject)?,
+            Case::Vxlan => self.overlay(subject)?,
+            Case::Udp64 => self.flood(
+                subject,
+                Datagrams {
+                    bytes: 64,
+                    segments: 1,
+                },
+            )?,
+            Case::Udp1372 => self.flood(
+                subject,
+                Datagrams {
+                    bytes: 1372,
+                    segments: 1,
+                },
+            )?,
+            Case::Segment64 => self.flood(
+                subject,
+                Datagrams {
+                    bytes: 64,
+                    segments: 64,
+                },
+            )?,
+            Case::Segment1372 => self.flood(
+                subject,
+                Datagrams {
+                    bytes: 1372,
+                    segments: 46,
+                },
+            )?,
+            Case::Ping => self.echoes(to, Duration::from_millis(2))?,
+            Case::PingLoaded => {
+                let load = load::streams(self.bed, to, 1)?;
+                self.pace.rest(self.warm_up())?;
+                let echoes = self.echoes(to, Duration::from_millis(10))?;
+                ensure!(
+                    load.arrived.bytes.load(Relaxed) > 0,
+                    "nothing was carried beside the echoes"
+                );
+                echoes
+            }
+            Case::Peers => match subject.program {
+                Some(program) => self.idle_peers(program)?,
+                None => return Ok(None),
+            },
+            Case::Memory => match subject.pair {
+                Some(pair) => memory(pair)?,
+                None => return Ok(None),
+            },
+        };
+        Ok(Some(figures))
+    }
+
+    fn warm_up(&self) -> Duration {
+        Duration::from_millis(if self.smoke { 100 } else { 400 })
+    }
+
+    fn streams(
+        &self,
+        subject: &Subject<'_>,
+        to: std::net::Ipv4Addr,
+        count: usize,
+    ) -> Result<Figures> {
+        let load = load::streams(self.bed, to, count)?;
+        let window = self.window(subject, &load)?;
+        ensure!(window.bytes > 0.0, "nothing arrived");
+        Ok(Figures::from([
+            (GBIT, window.bytes * 8.0 / window.seconds / 1e9),
+            (SYSTEM_BYTE, window.busy * 1e9 / window.bytes),
+            (DAEMONS_BYTE, window.daemons * 1e9 / window.bytes),
+        ]))
+    }
+
+    fn without_offloads(&self, subject: &Subject<'_>) -> Result<Figures> {
+        let set = |on| -> Result<()> {
+            for side in Side::BOTH {
+                self.bed.set_offloads(side, "wire", on)?;
+                self.bed.set_offloads(side, &subject.interface(side), on)?;
+            }
+            Ok(())
+        };
+        set(false)?;
+        let figures = self.streams(subject, subject.address(Side::B), 1);
+        set(true)?;
+        figures
+    }
+
+    fn overlay(&self, subject: &Subject<'_>) -> Result<Figures> {
+        let number = subject.pair.map_or(255, |pair| pair.number);
+        for side in Side::BOTH {
+            let peer = if side == Side::A { Side::B } else { Side::A };
+            let (local, remote) = (subject.address(side), subject.address(peer));
+            let underlay = subject.interface(side);
+            self.bed.ip(
+                side,
+                &format!("link add overlay type vxlan id 7 dstport 4789 local {local} remote {remote} dev {underlay}"),
+            )?;
+            self.bed.ip(
+                side,
+                &format!("address add {}/24 dev overlay", side.overlay(number)),
+            )?;
+            self.bed.ip(side, "link set overlay up")?;
+        }
+        let figures = self.streams(subject, Side::B.overlay(number), 1);
+        for side in Side::BOTH {
+            self.bed.ip(side, "link delete overlay")?;
+        }
+        figures
+    }
+
+    fn flood(&self, subject: &Subject<'_>, shape: Datagrams) -> Result<Figures> {
+        let load = load::flood(self.bed, subject.address(Side::B), shape)?;
+        let window = self.window(subject, &load)?;
+        ensure!(window.datagrams > 0.0, "nothing arrived");
+        Ok(Figures::from([
+            (KPPS, window.datagrams / window.seconds / 1e3),
+            (SYSTEM_PACKET, window.busy * 1e9 / window.datagrams),
+            (REORDERED, load.arrived.reordered.load(Relaxed) as f64),
+        ]))
+    }
+
+    /// What arrives, and what it costs, between two looks at the counters of a load that has warmed up.
+    fn window(&self, subject: &Subject<'_>, load: &Load) -> Result<Window> {
+        self.pace.rest(self.warm_up())?;
+        let look = || -> Result<Window> {
+            Ok(Window {
+                seconds: 0.0,
+                bytes: load.arrived.bytes.load(Relaxed) as f64,
+                datagrams: load.arrived.datagrams.load(Relaxed) as f64,
+                busy: busy_seconds()?,
+                daemons: subject.cpu_seconds()?,
+            })
+        };
+        let (watch, before) = (Stopwatch::start(), look()?);
+        self.pace.rest(Duration::from_secs_f64(self.seconds))?;
+        let (seconds, after) = (watch.elapsed().as_secs_f64(), look()?);
+        let damaged = load.arrived.damaged.load(Relaxed);
+        ensure!(damaged == 0, "{damaged} pieces arrived damaged");
+        Ok(Window {
+            seconds,
+            bytes: after.bytes - before.bytes,
+            datagrams: after.datagrams - before.datagrams,
+            busy: after.busy - before.busy,
+            daemons: after.daemons - before.daemons,
+        })
+    }
+
+    fn echoes(&self, to: std::net::Ipv4Addr, interval: Duration) -> Result<Figures> {
+        let count = ((self.seconds / interval.as_secs_f64()) as usize).clamp(20, 1000);
+        let times = load::echoes(self.bed, to, count, interval, self.pace)?;
+        let percentile = |share: f64| {
+            times[((times.len() - 1) as f64 * share).round() as usize].as_secs_f64() * 1e6
+        };
+        Ok(Figures::from([
+            ("p50 us", percentile(0.5)),
+            ("p99 us", percentile(0.99)),
+        ]))
+    }
+
+    /// A fresh process gets many peers in one request and shows them in another.
+    fn idle_peers(&self, program: &Program) -> Result<Figures> {
+        let interface = format!("wbc{}p", std::process::id() % 100_000);
+        let process = program.start(self.bed, Side::A, &interface, self.pace)?;
+        let mut request = String::from("set=1\n");
+        for number in 0..self.peers {
+            let mut key = [0; 32];
+            getrandom::fill(&mut key)?;
+            request.push_str("public_key=");
+            for byte in key {
+                write!(request, "{byte:02x}")?;
+            }
+            let [_, high, middle, low] = (number as u32).to_be_bytes();
+            write!(
+                request,
+                "\nendpoint=10.200.0.2:51820\nreplace_allowed_ips=true\nallowed_ip=10.{}.{middle}.{low}/32\n",
+                128 + high
+            )?;
+        }
+        request.push('\n');
+        let private = format!("set=1\nprivate_key={}\n\n", "48".repeat(32));
+        process.ask(&private)?;
+        let before = process.memory_kib("VmRSS")?;
+        let watch = Stopwatch::start();
+        process.ask(&request).context("configuring")?;
+        let configured = watch.elapsed();
+        let after = process.memory_kib("VmRSS")?;
+        let watch = Stopwatch::start();
+        let lines = process.ask("get=1\n\n").context("showing")?;
+        let shown = watch.elapsed();
+        ensure!(
+            lines > 3 * self.peers,
+            "{lines} lines cannot show {} peers",
+            self.peers
+        );
+        Ok(Figures::from([
+            ("configure ms", configured.as_secs_f64() * 1e3),
+            ("show ms", shown.as_secs_f64() * 1e3),
+            ("KiB/peer", (after - before) / self.peers as f64),
+        ]))
+    }
+}
+
+fn memory(pair: &Pair) -> Result<Figures> {
+    let [first, second] = &pair.processes;
+    let peak = first.memory_kib("VmHWM")?.max(second.memory_kib("VmHWM")?);
+    Ok(Figures::from([("peak MiB", peak / 1024.0)]))
+}
+
+struct Window {
+    seconds: f64,
+    bytes: f64,
+    datagrams: f64,
+    busy: f64,
+    daemons: f64,
+}
+
+/// Seconds in which the processors of this machine did something, since it started.
+fn busy_seconds() -> Result<f64> {
+    let stat = fs::read_to_string("/proc/stat")?;
+    let line = stat.lines().next().context("/proc/stat is empty")?;
+    let ticks: Vec<u64> = line
+        .split_whitespace()
+        .skip(1)
+        .map(|field| field.parse().unwrap_or(0))
+        .collect();
+    let [user, nice, system, _idle, _iowait, irq, softirq, ..] = ticks[..] else {
+        anyhow::bail!("/proc/stat has too few fields");
+    };
+    Ok((user + nice + system + irq + softirq) as f64 / 100.0)
+}

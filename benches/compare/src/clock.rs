@@ -1,0 +1,75 @@
+//! Time: this program is an outermost loop, so it asks the system, but only here.
+
+use std::hint::black_box;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+/// Time since it was started.
+#[derive(Clone, Copy)]
+pub(crate) struct Stopwatch(Instant);
+
+impl Stopwatch {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a measurement is an outermost loop"
+    )]
+    pub(crate) fn start() -> Stopwatch {
+        Stopwatch(Instant::now())
+    }
+
+    pub(crate) fn elapsed(self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
+/// Lets time pass, and ends the whole run when somebody interrupts it.
+pub(crate) struct Pace {
+    interrupts: OwnedFd,
+}
+
+impl Pace {
+    pub(crate) fn new() -> Result<Pace> {
+        Ok(Pace {
+            interrupts: crate::sys::interrupts()?,
+        })
+    }
+
+    pub(crate) fn rest(&self, time: Duration) -> Result<()> {
+        let timeout = Timespec {
+            tv_sec: time.as_secs() as i64,
+            tv_nsec: i64::from(time.subsec_nanos()),
+        };
+        if poll(
+            &mut [PollFd::new(&self.interrupts, PollFlags::IN)],
+            Some(&timeout),
+        )? > 0
+        {
+            bail!("interrupted");
+        }
+        Ok(())
+    }
+}
+
+/// The speed of this core just now: nanoseconds for one step of a counted loop of dependent
+/// multiplications, the best of some short runs, so that only the clock of the core and what the
+/// host takes away show.
+pub(crate) fn loop_step_ns() -> f64 {
+    const STEPS: u32 = 2_000_000;
+    (0..3)
+        .map(|_| {
+            let watch = Stopwatch::start();
+            let mut value = 1_u64;
+            for _ in 0..STEPS {
+                value = black_box(
+                    value
+                        .wrapping_mul(6_364_136_223_846_793_005)
+                        .wrapping_add(1),
+                );
+            }
+            watch.elapsed().as_nanos() as f64 / f64::from(STEPS)
+        })
+        .fold(f64::INFINITY, f64::min)
+}

@@ -1,0 +1,292 @@
+//! Warren beside other userspace WireGuard implementations: two namespaces, a veth pair, every
+//! program as a pair of devices driven by wg(8), the same loads through each in turn.
+//!
+//! The machine under a bench is seldom quiet, so nothing is compared over time: within a round each
+//! case runs on one device right after the other, in an order that rotates; ratios are taken within
+//! a round, and the median over the rounds is what counts. The bare wire and a counted loop run in
+//! every round, too, and show what the machine itself did.
+#![allow(clippy::print_stdout)] // A command for people; its tables go there.
+
+mod bed;
+mod case;
+mod clock;
+mod device;
+mod load;
+mod report;
+mod sys;
+
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Parser;
+
+use bed::Bed;
+use case::{Case, Setting, Subject};
+use clock::Pace;
+use device::{Pair, Program};
+use report::{Failure, PEERS, Report, Sample, WIRE};
+
+const WARREN: &str = "warren";
+
+/// Run Warren, wireguard-go, gotatun and boringtun-cli side by side in network namespaces.
+///
+/// Needs root. Builds warren-wg and those peers that are not in the cache yet. Every figure is a median over rounds with
+/// its range; `= N x` is the ratio to the reference within the rounds.
+#[derive(Parser)]
+#[command(after_help = "Examples:\n  \
+    warren-compare                                         everything, about ten minutes\n  \
+    warren-compare --only tcp1,udp64 --rounds 5            two cases\n  \
+    warren-compare --device warren --device wireguard-go   two programs\n  \
+    warren-compare --add 'before=/tmp/warren-wg -f {}'     and another build")]
+struct Options {
+    /// How often each case runs on each device.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// How long one measurement takes.
+    #[arg(long, default_value_t = 3.0)]
+    seconds: f64,
+    /// Only these cases.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<Case>,
+    /// Only these of warren, wireguard-go, gotatun and boringtun-cli.
+    #[arg(long = "device", value_name = "NAME")]
+    devices: Vec<String>,
+    /// One more program: a name and a command line in which {} stands for the interface.
+    #[arg(long = "add", value_name = "NAME=COMMAND")]
+    added: Vec<String>,
+    /// Use this warren-wg instead of building one.
+    #[arg(long, value_name = "PATH")]
+    warren: Option<PathBuf>,
+    /// The device that ratios are taken against.
+    #[arg(long, default_value = "wireguard-go")]
+    reference: String,
+    /// How many idle peers are configured and shown.
+    #[arg(long, default_value_t = 10_000)]
+    peers: usize,
+    /// Keep the raw results here.
+    #[arg(long, value_name = "PATH")]
+    json: Option<PathBuf>,
+    /// Run each case once and briefly, to see that everything works; the figures mean little.
+    #[arg(long)]
+    smoke: bool,
+}
+
+fn main() -> ExitCode {
+    let mut options = Options::parse();
+    if options.smoke {
+        options.rounds = 1;
+        options.seconds = 0.3;
+        options.peers = 200;
+    }
+    match compare(&options) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("warren-compare: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether everything that was asked for could be measured.
+fn compare(options: &Options) -> Result<bool> {
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "network namespaces need root"
+    );
+    let programs = programs(options)?;
+    let pace = Pace::new()?;
+    let bed = Bed::new()?;
+    let setting = Setting {
+        bed: &bed,
+        pace: &pace,
+        seconds: options.seconds,
+        peers: options.peers,
+        smoke: options.smoke,
+    };
+    let cases: Vec<Case> = Case::ALL
+        .into_iter()
+        .filter(|case| options.only.is_empty() || options.only.contains(case))
+        .collect();
+    let mut report = Report::new(options.rounds, options.seconds, &programs)?;
+    for round in 0..options.rounds {
+        run_round(round, &setting, &programs, &cases, &mut report)?;
+    }
+    clear_progress();
+    let mut devices = vec![WIRE.to_owned()];
+    devices.extend(programs.iter().map(|program| program.name.clone()));
+    print!("{}", report.tables(&devices, &options.reference)?);
+    if let Some(path) = &options.json {
+        report.write_json(path)?;
+    }
+    Ok(report.failures.is_empty())
+}
+
+/// Fresh pairs of all programs at once, which cost nothing while they are idle, and each case on each.
+fn run_round(
+    round: usize,
+    setting: &Setting<'_>,
+    programs: &[Program],
+    cases: &[Case],
+    report: &mut Report,
+) -> Result<()> {
+    let mut pairs = Vec::new();
+    for (number, program) in programs.iter().enumerate() {
+        progress(&format!("round {}: starting {}", round + 1, program.name));
+        match Pair::start(program, number, setting.bed, setting.pace) {
+            Ok(pair) => pairs.push(Some(pair)),
+            Err(error) => {
+                setting.pace.rest(std::time::Duration::ZERO)?;
+                report.failures.push(Failure {
+                    round,
+                    case: "start".to_owned(),
+                    device: program.name.clone(),
+                    error: format!("{error:#}"),
+                });
+                pairs.push(None);
+            }
+        }
+    }
+    let mut subjects = vec![(
+        WIRE,
+        Subject {
+            program: None,
+            pair: None,
+        },
+    )];
+    for (program, pair) in programs.iter().zip(&pairs) {
+        if let Some(pair) = pair {
+            subjects.push((
+                &program.name,
+                Subject {
+                    program: Some(program),
+                    pair: Some(pair),
+                },
+            ));
+        }
+    }
+    for (turn, case) in cases.iter().enumerate() {
+        // Nobody is always first.
+        let count = subjects.len();
+        for step in 0..count {
+            let (name, subject) = &subjects[(round + turn + step) % count];
+            progress(&format!("round {}: {case:?} on {name}", round + 1));
+            let loop_step_ns = clock::loop_step_ns();
+            let (case_name, device) = (format!("{case:?}"), (*name).to_owned());
+            match setting.run(*case, subject) {
+                Ok(Some(figures)) => {
+                    report.samples.push(Sample {
+                        round,
+                        case: case_name,
+                        device,
+                        loop_step_ns,
+                        figures,
+                    });
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    // An interrupt ends the run, whatever else it broke.
+                    setting.pace.rest(std::time::Duration::ZERO)?;
+                    report.failures.push(Failure {
+                        round,
+                        case: case_name,
+                        device,
+                        error: format!("{error:#}"),
+                    });
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn programs(options: &Options) -> Result<Vec<Program>> {
+    const KNOWN: [&str; 4] = ["warren", "wireguard-go", "gotatun", "boringtun-cli"];
+    if let Some(unknown) = options
+        .devices
+        .iter()
+        .find(|name| !KNOWN.contains(&name.as_str()))
+    {
+        bail!(
+            "no device is called {unknown}; there are {}",
+            KNOWN.join(", ")
+        );
+    }
+    let chosen = |name: &&str| {
+        options.devices.is_empty() || options.devices.iter().any(|device| device == *name)
+    };
+    let mut programs = Vec::new();
+    if chosen(&WARREN) {
+        let path = options.warren.clone().map_or_else(build_warren, Ok)?;
+        programs.push(Program::known(WARREN, &path)?);
+    }
+    let peers: Vec<&str> = PEERS.iter().copied().filter(chosen).collect();
+    if !peers.is_empty() {
+        for (name, path) in build_peers(&peers)? {
+            programs.push(Program::known(&name, &path)?);
+        }
+    }
+    for added in &options.added {
+        let (name, command) = added.split_once('=').context("--add takes NAME=COMMAND")?;
+        let (path, arguments) = command
+            .trim()
+            .split_once(' ')
+            .context("the command of --add has no {}")?;
+        programs.push(Program::new(name, Path::new(path), arguments)?);
+    }
+    ensure!(!programs.is_empty(), "there is nothing to compare");
+    Ok(programs)
+}
+
+/// The optimised warren-wg of this checkout.
+fn build_warren() -> Result<PathBuf> {
+    let cargo = option_env!("CARGO").unwrap_or("cargo");
+    let output = Command::new(cargo)
+        .args([
+            "build",
+            "--profile",
+            "fast",
+            "--package",
+            "warren-wg",
+            "--message-format",
+            "json-render-diagnostics",
+        ])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cargo does not start")?;
+    ensure!(output.status.success(), "warren-wg does not build");
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .context("cargo built no executable")
+}
+
+fn build_peers(names: &[&str]) -> Result<Vec<(String, PathBuf)>> {
+    let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/peers.sh"))
+        .args(names)
+        .stderr(Stdio::inherit())
+        .output()
+        .context("peers.sh does not start")?;
+    ensure!(output.status.success(), "the peers cannot be built");
+    let text = String::from_utf8(output.stdout)?;
+    Ok(text
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .map(|(name, path)| (name.to_owned(), path.into()))
+        .collect())
+}
+
+/// What is going on, on one line of a terminal.
+fn progress(text: &str) {
+    if std::io::stderr().is_terminal() {
+        eprint!("\r\x1b[K{text}");
+    }
+}
+
+fn clear_progress() {
+    progress("");
+}

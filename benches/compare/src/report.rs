@@ -1,0 +1,372 @@
+//! What a run leaves: raw results as JSON, and tables that can be pasted into a document.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use crate::case::{Case, Figures, larger_is_better};
+use crate::device::Program;
+
+/// The name under which the bare wire stands among the devices.
+pub(crate) const WIRE: &str = "no tunnel";
+
+/// What others make.
+pub(crate) const PEERS: [&str; 3] = ["wireguard-go", "gotatun", "boringtun-cli"];
+
+#[derive(Serialize)]
+pub(crate) struct Report {
+    machine: Machine,
+    rounds: usize,
+    seconds: f64,
+    programs: BTreeMap<String, String>,
+    pub(crate) samples: Vec<Sample>,
+    pub(crate) failures: Vec<Failure>,
+}
+
+#[derive(Serialize)]
+struct Machine {
+    processor: String,
+    cores: usize,
+    avx512ifma: bool,
+    kernel: String,
+    date: String,
+    commit: String,
+}
+
+/// One case on one device in one round.
+#[derive(Serialize)]
+pub(crate) struct Sample {
+    pub(crate) round: usize,
+    pub(crate) case: String,
+    pub(crate) device: String,
+    /// The counted loop just before.
+    pub(crate) loop_step_ns: f64,
+    pub(crate) figures: Figures,
+}
+
+#[derive(Serialize)]
+pub(crate) struct Failure {
+    pub(crate) round: usize,
+    pub(crate) case: String,
+    pub(crate) device: String,
+    pub(crate) error: String,
+}
+
+impl Report {
+    pub(crate) fn new(rounds: usize, seconds: f64, programs: &[Program]) -> Result<Report> {
+        Ok(Report {
+            machine: Machine::this()?,
+            rounds,
+            seconds,
+            programs: programs
+                .iter()
+                .map(|program| {
+                    let line = format!("{} ({})", program.version, program.arguments.join(" "));
+                    (program.name.clone(), line)
+                })
+                .collect(),
+            samples: Vec::new(),
+            failures: Vec::new(),
+        })
+    }
+
+    pub(crate) fn write_json(&self, path: &Path) -> Result<()> {
+        let text = serde_json::to_string_pretty(self)?;
+        fs::write(path, text + "\n")
+            .with_context(|| format!("{} cannot be written", path.display()))
+    }
+
+    /// The tables. Each cell has the median over the rounds with its range, and the median of the
+    /// ratios to the reference within the rounds with theirs.
+    pub(crate) fn tables(&self, devices: &[String], reference: &str) -> Result<String> {
+        let mut text = String::new();
+        let machine = &self.machine;
+        writeln!(
+            text,
+            "{}, {} cores{}, Linux {}, {}, commit {}; {} rounds of {} s, interleaved.",
+            machine.processor,
+            machine.cores,
+            if machine.avx512ifma {
+                " with AVX-512 IFMA"
+            } else {
+                ""
+            },
+            machine.kernel,
+            machine.date,
+            machine.commit,
+            self.rounds,
+            self.seconds,
+        )?;
+        for (name, version) in &self.programs {
+            writeln!(text, "{name}: {version}")?;
+        }
+        let mut loops: Vec<f64> = self
+            .samples
+            .iter()
+            .map(|sample| sample.loop_step_ns)
+            .collect();
+        if let Some(spread) = Spread::of(&mut loops) {
+            writeln!(
+                text,
+                "The machine's own drift: a step of the counted loop took {} ns.",
+                spread.show()
+            )?;
+        }
+        for case in Case::ALL {
+            self.table(&mut text, case, devices, reference)?;
+        }
+        for failure in &self.failures {
+            writeln!(
+                text,
+                "\nFAILED: round {}, {}, {}: {}",
+                failure.round, failure.case, failure.device, failure.error
+            )?;
+        }
+        Ok(text)
+    }
+
+    fn table(
+        &self,
+        text: &mut String,
+        case: Case,
+        devices: &[String],
+        reference: &str,
+    ) -> Result<()> {
+        let key = format!("{case:?}");
+        let samples: Vec<&Sample> = self
+            .samples
+            .iter()
+            .filter(|sample| sample.case == key)
+            .collect();
+        let mut figures: Vec<&str> = samples
+            .iter()
+            .flat_map(|sample| sample.figures.keys().copied())
+            .collect();
+        figures.sort_by_key(|figure| (!larger_is_better(figure), *figure));
+        figures.dedup();
+        if figures.is_empty() {
+            return Ok(());
+        }
+        let value = |device: &str, round: usize, figure: &str| {
+            let sample = samples
+                .iter()
+                .find(|sample| sample.device == device && sample.round == round)?;
+            sample.figures.get(figure).copied()
+        };
+        let mut rows = vec![vec![String::new()]];
+        rows[0].extend(figures.iter().map(|figure| (*figure).to_owned()));
+        for device in devices {
+            let mut row = vec![device.clone()];
+            for figure in &figures {
+                let mut values: Vec<f64> = (0..self.rounds)
+                    .filter_map(|round| value(device, round, figure))
+                    .collect();
+                let mut ratios: Vec<f64> = (0..self.rounds)
+                    .filter_map(|round| {
+                        Some(value(device, round, figure)? / value(reference, round, figure)?)
+                    })
+                    .filter(|ratio| ratio.is_finite())
+                    .collect();
+                let mut cell =
+                    Spread::of(&mut values).map_or_else(|| "-".to_owned(), |spread| spread.show());
+                if device != reference
+                    && device != WIRE
+                    && let Some(spread) = Spread::of(&mut ratios)
+                {
+                    write!(cell, " = {} x", spread.show())?;
+                }
+                row.push(cell);
+            }
+            if row[1..].iter().any(|cell| cell != "-") {
+                rows.push(row);
+            }
+        }
+        writeln!(text, "\n### {}\n", case.title())?;
+        lay_out(text, &rows)?;
+        // The reference may be slow where another is fast, so those that are no peers are also held
+        // against whichever peer was the best in each round.
+        let is_peer = |device: &&String| PEERS.contains(&device.as_str());
+        if devices.iter().filter(is_peer).count() < 2 {
+            return Ok(());
+        }
+        for device in devices
+            .iter()
+            .filter(|device| !is_peer(device) && *device != WIRE)
+        {
+            let mut against = Vec::new();
+            for figure in &figures {
+                let mut ratios: Vec<f64> = (0..self.rounds)
+                    .filter_map(|round| {
+                        let peers = devices
+                            .iter()
+                            .filter(is_peer)
+                            .filter_map(|peer| value(peer, round, figure));
+                        let best = peers.reduce(if larger_is_better(figure) {
+                            f64::max
+                        } else {
+                            f64::min
+                        })?;
+                        Some(value(device, round, figure)? / best)
+                    })
+                    .filter(|ratio| ratio.is_finite())
+                    .collect();
+                if let Some(spread) = Spread::of(&mut ratios) {
+                    against.push(format!("{figure} {} x", spread.show()));
+                }
+            }
+            if !against.is_empty() {
+                writeln!(
+                    text,
+                    "\n{device} against the best peer: {}",
+                    against.join(", ")
+                )?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The median and the range of some values.
+struct Spread {
+    median: f64,
+    least: f64,
+    most: f64,
+}
+
+impl Spread {
+    fn of(values: &mut [f64]) -> Option<Spread> {
+        values.sort_by(f64::total_cmp);
+        let (least, most) = (*values.first()?, *values.last()?);
+        let middle = values.len() / 2;
+        let median = if values.len() % 2 == 1 {
+            values[middle]
+        } else {
+            f64::midpoint(values[middle - 1], values[middle])
+        };
+        Some(Spread {
+            median,
+            least,
+            most,
+        })
+    }
+
+    fn show(&self) -> String {
+        if self.least == self.most {
+            digits(self.median)
+        } else {
+            format!(
+                "{} ({}..{})",
+                digits(self.median),
+                digits(self.least),
+                digits(self.most)
+            )
+        }
+    }
+}
+
+/// Three significant digits.
+fn digits(value: f64) -> String {
+    let before = value.abs().log10().floor();
+    let after = if value == 0.0 {
+        0.0
+    } else {
+        (2.0 - before).clamp(0.0, 4.0)
+    };
+    format!("{value:.*}", after as usize)
+}
+
+fn lay_out(text: &mut String, rows: &[Vec<String>]) -> Result<()> {
+    let widths: Vec<usize> = (0..rows[0].len())
+        .map(|column| {
+            rows.iter()
+                .map(|row| row[column].chars().count())
+                .max()
+                .unwrap_or(0)
+        })
+        .collect();
+    for (number, row) in rows.iter().enumerate() {
+        for (cell, width) in row.iter().zip(&widths) {
+            write!(text, "| {cell:width$} ")?;
+        }
+        writeln!(text, "|")?;
+        if number == 0 {
+            for width in &widths {
+                write!(text, "|{}", "-".repeat(width + 2))?;
+            }
+            writeln!(text, "|")?;
+        }
+    }
+    Ok(())
+}
+
+impl Machine {
+    fn this() -> Result<Machine> {
+        let info = fs::read_to_string("/proc/cpuinfo")?;
+        let field = |name: &str| {
+            info.lines()
+                .find(|line| line.starts_with(name))
+                .and_then(|line| line.split_once(": "))
+                .map_or("", |(_, value)| value)
+        };
+        Ok(Machine {
+            processor: field("model name").to_owned(),
+            cores: std::thread::available_parallelism()?.get(),
+            avx512ifma: field("flags").contains("avx512ifma"),
+            kernel: said("uname", &["-r"]),
+            date: said("date", &["-u", "+%Y-%m-%d %H:%M UTC"]),
+            commit: said(
+                "git",
+                &[
+                    "-C",
+                    env!("CARGO_MANIFEST_DIR"),
+                    "describe",
+                    "--always",
+                    "--dirty",
+                    "--abbrev=12",
+                ],
+            ),
+        })
+    }
+}
+
+/// What a program prints, or that it is not known.
+fn said(program: &str, arguments: &[&str]) -> String {
+    match Command::new(program).args(arguments).output() {
+        Ok(output) if output.status.success() => {
+            String::from_utf8_lossy(&output.stdout).trim().to_owned()
+        }
+        _ => "unknown".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Spread, digits};
+
+    #[test]
+    fn figures_have_three_digits_whatever_their_size() {
+        let shown = [0.0, 0.0126, 0.457, 1.0, 15.81, 428.2, 57_904.3].map(digits);
+        assert_eq!(
+            shown,
+            ["0", "0.0126", "0.457", "1.00", "15.8", "428", "57904"]
+        );
+    }
+
+    #[test]
+    fn a_median_comes_with_its_range() {
+        let spread = Spread::of(&mut [3.0, 1.0, 2.0]).expect("there are values");
+        assert_eq!(spread.show(), "2.00 (1.00..3.00)");
+        let spread = Spread::of(&mut [3.0, 1.0]).expect("there are values");
+        assert_eq!(spread.show(), "2.00 (1.00..3.00)");
+        assert_eq!(
+            Spread::of(&mut [4.0]).expect("there is a value").show(),
+            "4.00"
+        );
+        assert!(Spread::of(&mut []).is_none());
+    }
+}
