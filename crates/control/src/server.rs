@@ -1,0 +1,494 @@
+//! Conversations with clients on a socket.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::Errno;
+
+use crate::Listener;
+
+/// What clients may take of us.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Conversations at a time. One more makes the client go that has been silent for longest; while
+    /// all are busy it waits.
+    pub connections: usize,
+    /// How long a message may take from its first byte to its last, and its answer likewise.
+    pub message: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 32,
+            message: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Threads that converse with the clients of a [`Listener`]. Dropping it stops them.
+#[derive(Debug)]
+pub struct Server {
+    shared: Arc<Shared>,
+    accepting: Option<JoinHandle<End>>,
+}
+
+/// Why a server no longer serves.
+#[derive(Debug)]
+pub enum End {
+    /// It was told to stop.
+    Stopped,
+    /// Its socket's file was deleted or replaced, which is how one asks such a daemon to go.
+    SocketRemoved,
+    /// The host refuses what a server needs.
+    Failed(io::Error),
+}
+
+/// Stops a [`Server`] from another thread.
+#[derive(Debug, Clone)]
+pub struct Stopper(Arc<Shared>);
+
+/// One side of the conversations of a server.
+pub(crate) trait Handler: Send + Sync + 'static {
+    /// Converses until the client or the protocol ends it.
+    fn converse(&self, connection: &mut Connection) -> io::Result<()>;
+}
+
+impl Server {
+    /// Serves `handler` to the clients of `listener`, whose file is removed in the end.
+    pub(crate) fn start(
+        listener: Listener,
+        handler: Arc<dyn Handler>,
+        limits: Limits,
+    ) -> io::Result<Self> {
+        let watch = listener.watch().unwrap_or_else(|errno| {
+            // Inotify instances are few, and others may have them all.
+            tracing::debug!("no notification of a deleted socket ({errno}), looking now and then");
+            None
+        });
+        Self::start_watching(listener, watch, handler, limits)
+    }
+
+    fn start_watching(
+        listener: Listener,
+        watch: Option<OwnedFd>,
+        handler: Arc<dyn Handler>,
+        limits: Limits,
+    ) -> io::Result<Self> {
+        let shared = Arc::new(Shared::new()?);
+        let acceptor = Acceptor {
+            listener,
+            watch,
+            handler,
+            limits,
+            shared: shared.clone(),
+        };
+        let accepting = thread::Builder::new()
+            .name("control".to_owned())
+            .spawn(move || acceptor.run())?;
+        Ok(Self {
+            shared,
+            accepting: Some(accepting),
+        })
+    }
+
+    /// What stops this server.
+    pub fn stopper(&self) -> Stopper {
+        Stopper(self.shared.clone())
+    }
+
+    /// Waits for the end: every conversation is over then, and the socket's file is gone.
+    pub fn wait(mut self) -> End {
+        self.join()
+    }
+
+    fn join(&mut self) -> End {
+        let Some(accepting) = self.accepting.take() else {
+            return End::Stopped;
+        };
+        accepting
+            .join()
+            .unwrap_or_else(|_| End::Failed(io::Error::other("the accepting thread panicked")))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.shared.stop();
+        self.join();
+    }
+}
+
+impl Stopper {
+    /// Ends every conversation and the server. [`Server::wait`] tells when that is done.
+    pub fn stop(&self) {
+        self.0.stop();
+    }
+}
+
+/// A client's connection, as its conversation sees it.
+pub(crate) struct Connection {
+    stream: UnixStream,
+    shared: Arc<Shared>,
+    id: u64,
+    limits: Limits,
+    /// When the message that is being received, or its answer, must be complete.
+    deadline: Instant,
+}
+
+impl Connection {
+    /// Reads what has arrived, at least one byte; 0 at the end of the client's side.
+    ///
+    /// Between messages a client may be silent for as long as nobody else needs its place.
+    pub(crate) fn receive(&mut self, buffer: &mut [u8], within_message: bool) -> io::Result<usize> {
+        if within_message {
+            self.stream.set_read_timeout(Some(self.time_left()?))?;
+            return read_some(&mut self.stream, buffer);
+        }
+        self.stream.set_read_timeout(None)?;
+        self.shared.mark_idle(self.id);
+        let received = read_some(&mut self.stream, buffer);
+        self.shared.mark_busy(self.id);
+        self.deadline = now() + self.limits.message;
+        received
+    }
+
+    /// Gives the answer to come its own time.
+    pub(crate) fn begin_answer(&mut self) {
+        self.deadline = now() + self.limits.message;
+    }
+
+    /// Sends all of `bytes`, in the time of the answer.
+    pub(crate) fn send(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            self.stream.set_write_timeout(Some(self.time_left()?))?;
+            match self.stream.write(bytes) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(sent) => bytes = &bytes[sent..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn time_left(&self) -> io::Result<Duration> {
+        let left = self.deadline.saturating_duration_since(now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        Ok(left)
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.shared.forget(self.id);
+    }
+}
+
+/// The thread that accepts.
+struct Acceptor {
+    listener: Listener,
+    watch: Option<OwnedFd>,
+    handler: Arc<dyn Handler>,
+    limits: Limits,
+    shared: Arc<Shared>,
+}
+
+/// How long to leave a listener alone that cannot accept, and a file that cannot be watched.
+const PAUSE: Timespec = Timespec {
+    tv_sec: 1,
+    tv_nsec: 0,
+};
+
+impl Acceptor {
+    fn run(self) -> End {
+        let end = self.accept_until_the_end();
+        self.shared.stop();
+        self.shared.wait_until_empty();
+        end
+    }
+
+    fn accept_until_the_end(&self) -> End {
+        // While no client can be taken, the listener is left alone until something changes.
+        let mut accepting = true;
+        loop {
+            if self.shared.lock().stopping {
+                return End::Stopped;
+            }
+            if !self.listener.is_reachable() {
+                return End::SocketRemoved;
+            }
+            let mut events = vec![PollFd::new(&self.shared.wake, PollFlags::IN)];
+            let watch = self.watch.iter();
+            events.extend(watch.map(|watch| PollFd::new(watch, PollFlags::IN)));
+            if accepting {
+                events.push(PollFd::new(&self.listener, PollFlags::IN));
+            }
+            let timeout = (!accepting || self.watch.is_none()).then_some(&PAUSE);
+            match poll(&mut events, timeout) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return End::Failed(errno.into()),
+            }
+            let waiting = accepting
+                && events
+                    .pop()
+                    .is_some_and(|event| !event.revents().is_empty());
+            drain(&self.shared.wake);
+            self.watch.iter().for_each(drain);
+            accepting = !waiting || self.accept();
+        }
+    }
+
+    /// Takes the client that waits. Returns whether the next one can be taken at once.
+    fn accept(&self) -> bool {
+        if !self.shared.make_room(self.limits.connections) {
+            return false;
+        }
+        let accepted = self.listener.accept().and_then(|stream| self.begin(stream));
+        match accepted.map_err(|error| (error.kind(), error)) {
+            Ok(())
+            | Err((
+                io::ErrorKind::WouldBlock
+                | io::ErrorKind::Interrupted
+                | io::ErrorKind::ConnectionAborted,
+                _,
+            )) => true,
+            Err((_, error)) => {
+                tracing::warn!("cannot serve a client: {error}");
+                false
+            }
+        }
+    }
+
+    fn begin(&self, stream: UnixStream) -> io::Result<()> {
+        let mut connection = Connection {
+            id: self.shared.admit(stream.try_clone()?),
+            stream,
+            shared: self.shared.clone(),
+            limits: self.limits,
+            deadline: now() + self.limits.message,
+        };
+        let handler = self.handler.clone();
+        thread::Builder::new()
+            .name("control-client".to_owned())
+            .spawn(move || {
+                if let Err(error) = handler.converse(&mut connection) {
+                    tracing::debug!("a client's conversation ended: {error}");
+                }
+            })?;
+        Ok(())
+    }
+}
+
+/// What the threads of a server share.
+#[derive(Debug)]
+struct Shared {
+    /// Readable when the accepting thread should look again.
+    wake: OwnedFd,
+    state: Mutex<State>,
+    /// Signalled when a conversation has ended.
+    gone: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    stopping: bool,
+    ticks: u64,
+    clients: BTreeMap<u64, Client>,
+}
+
+impl State {
+    fn tick(&mut self) -> u64 {
+        self.ticks += 1;
+        self.ticks
+    }
+}
+
+#[derive(Debug)]
+struct Client {
+    stream: UnixStream,
+    /// When it fell silent, as a number that grows; `None` while a message or its answer is under way.
+    idle_since: Option<u64>,
+}
+
+impl Shared {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            state: Mutex::default(),
+            gone: Condvar::new(),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn stop(&self) {
+        let mut state = self.lock();
+        state.stopping = true;
+        for client in state.clients.values() {
+            end(&client.stream);
+        }
+        drop(state);
+        self.wake();
+    }
+
+    fn wait_until_empty(&self) {
+        let mut state = self.lock();
+        while !state.clients.is_empty() {
+            state = self
+                .gone
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Whether there is room for another client. When there is none, the one that has been silent
+    /// for longest is sent away, and its end wakes the accepting thread.
+    fn make_room(&self, bound: usize) -> bool {
+        let state = self.lock();
+        if state.clients.len() < bound {
+            return true;
+        }
+        let idle = state.clients.values().filter(|it| it.idle_since.is_some());
+        if let Some(oldest) = idle.min_by_key(|it| it.idle_since) {
+            end(&oldest.stream);
+        }
+        false
+    }
+
+    fn admit(&self, stream: UnixStream) -> u64 {
+        let mut state = self.lock();
+        if state.stopping {
+            end(&stream);
+        }
+        let id = state.tick();
+        let client = Client {
+            stream,
+            idle_since: Some(id),
+        };
+        state.clients.insert(id, client);
+        id
+    }
+
+    fn mark_idle(&self, id: u64) {
+        let mut state = self.lock();
+        let since = state.tick();
+        if let Some(client) = state.clients.get_mut(&id) {
+            client.idle_since = Some(since);
+        }
+    }
+
+    fn mark_busy(&self, id: u64) {
+        if let Some(client) = self.lock().clients.get_mut(&id) {
+            client.idle_since = None;
+        }
+    }
+
+    fn forget(&self, id: u64) {
+        self.lock().clients.remove(&id);
+        self.gone.notify_all();
+        self.wake();
+    }
+
+    fn wake(&self) {
+        // A full counter is one that wakes already.
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+}
+
+/// Ends a conversation wherever its thread may wait. A client that has gone is fine as well.
+fn end(stream: &UnixStream) {
+    let _ = stream.shutdown(Shutdown::Both);
+}
+
+fn read_some(stream: &mut UnixStream, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match stream.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}
+
+/// Forgets the notifications that have arrived: what they are about is looked up anyway.
+fn drain(notifications: impl AsFd) {
+    let mut buffer = [0u8; 1024];
+    while rustix::io::read(&notifications, &mut buffer).is_ok_and(|len| len == buffer.len()) {}
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a conversation's thread is an outermost loop"
+)]
+fn now() -> Instant {
+    Instant::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_deleted_socket_is_noticed_without_notifications_too() {
+        let path = std::env::temp_dir().join(format!("warren-unwatched-{}", std::process::id()));
+        let listener = Listener::claim(&path).expect("a free path");
+        let server = Server::start_watching(listener, None, Arc::new(Mute), Limits::default())
+            .expect("a server");
+        fs::remove_file(&path).expect("its file");
+        assert!(matches!(server.wait(), End::SocketRemoved));
+    }
+
+    #[test]
+    fn the_client_that_has_been_silent_for_longest_makes_room() {
+        let shared = Shared::new().expect("an eventfd");
+        let mut clients: Vec<_> = (0..3).map(|_| admit(&shared)).collect();
+        shared.mark_busy(clients[0].0);
+        shared.mark_busy(clients[1].0);
+        shared.mark_idle(clients[1].0);
+
+        assert!(shared.make_room(4), "there is room for a fourth");
+        assert!(
+            !shared.make_room(3),
+            "there is none until somebody has gone"
+        );
+        let ended = clients.iter_mut().map(|(_, stream)| is_ended(stream));
+        assert_eq!(ended.collect::<Vec<_>>(), [false, false, true]);
+
+        shared.forget(clients[2].0);
+        assert!(shared.make_room(3));
+        assert!(!shared.make_room(2));
+        assert!(is_ended(&mut clients[1].1), "the busy one may finish");
+        assert!(!is_ended(&mut clients[0].1));
+    }
+
+    fn admit(shared: &Shared) -> (u64, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
+        theirs.set_nonblocking(true).expect("a socket");
+        (shared.admit(ours), theirs)
+    }
+
+    fn is_ended(client: &mut UnixStream) -> bool {
+        client.read(&mut [0]).is_ok_and(|len| len == 0)
+    }
+
+    struct Mute;
+
+    impl Handler for Mute {
+        fn converse(&self, _connection: &mut Connection) -> io::Result<()> {
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,396 @@
+//! What a daemon tells `warren status`, and the socket on which it tells it.
+//!
+//! A request is a line of JSON and so is its answer. Both carry [`VERSION`]; fields are only ever
+//! added, and a reader ignores those that it does not know. Nothing in here is secret: there is no
+//! field that could hold a private or preshared key.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use warren_config::{DeviceStatus, PeerStatus, PublicKey};
+
+use crate::server::{Connection, Handler};
+use crate::{Limits, Listener, Server};
+
+/// The version of requests and answers. A daemon refuses one that it does not speak.
+pub const VERSION: u32 = 1;
+
+/// Bound of a request in bytes.
+const REQUEST_MAX: usize = 4096;
+
+/// Bound of an answer in bytes: ten thousand peers fit several times.
+const ANSWER_MAX: u64 = 64 << 20;
+
+/// Where the daemon that serves `interface` tells its status.
+pub fn path(interface: &str) -> PathBuf {
+    PathBuf::from(format!("/run/warren/{interface}.sock"))
+}
+
+/// A question of a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// The version that the client speaks.
+    pub version: u32,
+    /// What it wants to know.
+    pub ask: Ask,
+}
+
+/// What can be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ask {
+    /// How the daemon and its peers are doing.
+    Status,
+}
+
+/// An answer of the daemon.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Answer {
+    /// The version that the daemon speaks.
+    pub version: u32,
+    /// What it says.
+    #[serde(flatten)]
+    pub outcome: Outcome,
+}
+
+/// What an answer says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The answer to [`Ask::Status`].
+    Status(Box<Status>),
+    /// Why there is no answer, in a sentence.
+    Error(String),
+}
+
+/// How a daemon and its peers are doing.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    /// The daemon and its device.
+    pub node: Node,
+    /// Every peer, those included that have no key yet.
+    pub peers: Vec<Peer>,
+    /// Packets dropped since the start, by the name of the reason.
+    pub drops: BTreeMap<String, u64>,
+    /// Features of the kernel, by name, and whether they are in use.
+    pub features: BTreeMap<String, bool>,
+    /// What is not as it should be, a sentence each.
+    pub problems: Vec<String>,
+}
+
+/// The daemon and its device.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Node {
+    /// Its name in the mesh, if it is in one.
+    pub name: Option<String>,
+    /// Its public key in base64.
+    pub public_key: Option<String>,
+    /// The daemon's version.
+    pub version: String,
+    /// The tunnel interface.
+    pub interface: String,
+    /// Whether the interface is up.
+    pub up: bool,
+    /// The interface's MTU in bytes.
+    pub mtu: u32,
+    /// The UDP port in use.
+    pub listen_port: u16,
+    /// The mark of the tunnel's own packets; 0 is none.
+    pub fwmark: u32,
+    /// How many workers carry packets.
+    pub workers: u32,
+    /// The digest of the mesh file in force.
+    pub mesh_digest: Option<String>,
+    /// How the mesh's prefixes are kept from leaving in the clear, in words.
+    pub fence: Option<String>,
+}
+
+/// How a peer is doing.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Peer {
+    /// Its name in the mesh.
+    pub name: Option<String>,
+    /// Its public key in base64; none for a node that has no key yet.
+    pub public_key: Option<String>,
+    /// Where packets to it go now.
+    pub endpoint: Option<SocketAddr>,
+    /// How that endpoint is known.
+    pub via: Via,
+    /// Where it may be reached, in the order in which to try.
+    pub candidates: Vec<SocketAddr>,
+    /// Its prefixes.
+    pub allowed_ips: BTreeSet<IpNet>,
+    /// When the last handshake was completed, in seconds since the Unix epoch.
+    pub last_handshake_unix_s: Option<u64>,
+    /// Bytes received from it.
+    pub rx_bytes: u64,
+    /// Bytes sent to it.
+    pub tx_bytes: u64,
+    /// Interval of its persistent keepalive in seconds; 0 is off.
+    pub persistent_keepalive_s: u16,
+    /// The digest of the mesh file that it runs, if it told.
+    pub mesh_digest: Option<String>,
+    /// What is wrong with it, in a sentence.
+    pub problem: Option<String>,
+}
+
+/// How a peer's endpoint is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Via {
+    /// There is no endpoint: the peer must call first.
+    #[default]
+    Nothing,
+    /// It is one of the candidates.
+    Candidate,
+    /// The peer was heard from there.
+    Roaming,
+}
+
+impl Peer {
+    /// What a device knows of a peer. Its name, its digest and its problems are for others to add.
+    pub fn of_device(key: &PublicKey, peer: &PeerStatus) -> Self {
+        let via = match peer.endpoint {
+            None => Via::Nothing,
+            Some(endpoint) if peer.config.endpoints.contains(&endpoint) => Via::Candidate,
+            Some(_) => Via::Roaming,
+        };
+        Self {
+            public_key: Some(key.to_string()),
+            endpoint: peer.endpoint,
+            via,
+            candidates: peer.config.endpoints.clone(),
+            allowed_ips: peer.config.allowed_ips.clone(),
+            last_handshake_unix_s: peer.last_handshake.map(|at| at.0.as_secs()),
+            rx_bytes: peer.rx_bytes,
+            tx_bytes: peer.tx_bytes,
+            persistent_keepalive_s: peer.config.persistent_keepalive,
+            ..Self::default()
+        }
+    }
+}
+
+impl Status {
+    /// What a device knows of itself and its peers, without its secrets.
+    pub fn of_device(device: &DeviceStatus) -> Self {
+        let peers = device.peers.iter();
+        Self {
+            node: Node {
+                public_key: device
+                    .private_key
+                    .as_ref()
+                    .map(|key| key.public().to_string()),
+                listen_port: device.listen_port,
+                fwmark: device.fwmark,
+                ..Node::default()
+            },
+            peers: peers
+                .map(|(key, peer)| Peer::of_device(key, peer))
+                .collect(),
+            ..Self::default()
+        }
+    }
+}
+
+/// Who knows how the daemon is doing.
+pub trait Source: Send + Sync {
+    /// How it is doing at this moment.
+    fn status(&self) -> Status;
+}
+
+impl<F: Fn() -> Status + Send + Sync> Source for F {
+    fn status(&self) -> Status {
+        self()
+    }
+}
+
+/// Tells what `source` knows to the clients of `listener`, until the server is stopped or the socket
+/// deleted.
+pub fn serve(listener: Listener, source: Arc<dyn Source>, limits: Limits) -> io::Result<Server> {
+    Server::start(listener, Arc::new(Teller { source }), limits)
+}
+
+/// Why a daemon's status is not known.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// Nobody listens there.
+    #[error("no daemon answers at {}: {source}", .path.display())]
+    NoDaemon {
+        /// Where one was looked for.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// The conversation broke off.
+    #[error("the daemon's answer was cut off: {0}")]
+    CutOff(#[from] io::Error),
+    /// The answer is not what this version understands.
+    #[error("the daemon's answer is not understood: {0}")]
+    NotUnderstood(#[from] serde_json::Error),
+    /// The daemon says why it gives none.
+    #[error("the daemon says: {0}")]
+    Refused(String),
+}
+
+/// Asks the daemon at `path` how it is doing, and waits for `patience` at most for each step.
+pub fn ask(path: &Path, patience: Duration) -> Result<Status, AskError> {
+    let mut stream = UnixStream::connect(path).map_err(|source| AskError::NoDaemon {
+        path: path.to_owned(),
+        source,
+    })?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
+    let request = Request {
+        version: VERSION,
+        ask: Ask::Status,
+    };
+    stream.write_all(&line_of(&request)?)?;
+    let mut answer = String::new();
+    BufReader::new(stream.take(ANSWER_MAX)).read_line(&mut answer)?;
+    if !answer.ends_with('\n') {
+        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+    }
+    match serde_json::from_str::<Answer>(&answer)?.outcome {
+        Outcome::Status(status) => Ok(*status),
+        Outcome::Error(sentence) => Err(AskError::Refused(sentence)),
+    }
+}
+
+struct Teller {
+    source: Arc<dyn Source>,
+}
+
+impl Handler for Teller {
+    fn converse(&self, connection: &mut Connection) -> io::Result<()> {
+        let mut request = Vec::with_capacity(REQUEST_MAX);
+        let mut buffer = [0; REQUEST_MAX];
+        loop {
+            let received = connection.receive(&mut buffer, !request.is_empty())?;
+            if received == 0 {
+                return Ok(());
+            }
+            for byte in &buffer[..received] {
+                if *byte == b'\n' {
+                    self.answer(&request, connection)?;
+                    request.clear();
+                } else if request.len() == REQUEST_MAX {
+                    return answer(connection, Outcome::Error("the request is too long".into()));
+                } else {
+                    request.push(*byte);
+                }
+            }
+        }
+    }
+}
+
+impl Teller {
+    fn answer(&self, request: &[u8], connection: &mut Connection) -> io::Result<()> {
+        let outcome = match serde_json::from_slice::<Request>(request) {
+            Ok(Request {
+                version: VERSION,
+                ask: Ask::Status,
+            }) => Outcome::Status(Box::new(self.source.status())),
+            Ok(Request { version, .. }) => Outcome::Error(format!(
+                "this daemon speaks version {VERSION}, not {version}"
+            )),
+            Err(error) => Outcome::Error(format!("the request is not understood: {error}")),
+        };
+        answer(connection, outcome)
+    }
+}
+
+fn answer(connection: &mut Connection, outcome: Outcome) -> io::Result<()> {
+    let answer = Answer {
+        version: VERSION,
+        outcome,
+    };
+    connection.begin_answer();
+    connection.send(&line_of(&answer)?)
+}
+
+fn line_of(message: &impl Serialize) -> serde_json::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use warren_config::{DeviceConfig, PresharedKey, PrivateKey};
+
+    use super::*;
+
+    #[test]
+    fn secrets_are_absent_from_status() {
+        let private = PrivateKey::from_bytes([0x41; 32]);
+        let mut config = DeviceConfig {
+            private_key: Some(private.clone()),
+            ..DeviceConfig::default()
+        };
+        let peer = config
+            .peers
+            .entry(PublicKey::from_bytes([7; 32]))
+            .or_default();
+        peer.preshared_key = PresharedKey::from_bytes([0x42; 32]);
+        let preshared = peer.preshared_key.clone().expect("just set");
+
+        let status = Status::of_device(&DeviceStatus::idle(&config));
+        let text = String::from_utf8(line_of(&status).expect("plain data")).expect("JSON");
+        assert!(text.contains(&private.public().to_string()));
+        for secret in [
+            private.to_base64(),
+            private.to_hex(),
+            preshared.to_base64(),
+            preshared.to_hex(),
+        ] {
+            assert!(!text.contains(&secret), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_form_of_an_answer_is_stable() {
+        let mut status = Status::default();
+        status.node.interface = "wg0".to_owned();
+        status.drops.insert("replayed".to_owned(), 3);
+        let answer = Answer {
+            version: VERSION,
+            outcome: Outcome::Status(Box::new(status)),
+        };
+        let text = String::from_utf8(line_of(&answer).expect("plain data")).expect("JSON");
+        assert_eq!(
+            text,
+            "{\"version\":1,\"status\":{\"node\":{\"name\":null,\"public_key\":null,\"version\":\"\",\
+             \"interface\":\"wg0\",\"up\":false,\"mtu\":0,\"listen_port\":0,\"fwmark\":0,\"workers\":0,\
+             \"mesh_digest\":null,\"fence\":null},\"peers\":[],\"drops\":{\"replayed\":3},\
+             \"features\":{},\"problems\":[]}}\n"
+        );
+        assert_eq!(serde_json::from_str::<Answer>(&text).expect("JSON"), answer);
+    }
+
+    #[test]
+    fn an_endpoint_says_how_it_is_known() {
+        let candidate: SocketAddr = "192.0.2.1:51820".parse().expect("an address");
+        let elsewhere: SocketAddr = "192.0.2.2:51820".parse().expect("an address");
+        let mut peer = PeerStatus::default();
+        peer.config.endpoints = vec![candidate];
+        for (endpoint, via) in [
+            (None, Via::Nothing),
+            (Some(candidate), Via::Candidate),
+            (Some(elsewhere), Via::Roaming),
+        ] {
+            peer.endpoint = endpoint;
+            let told = Peer::of_device(&PublicKey::from_bytes([1; 32]), &peer);
+            assert_eq!(told.via, via);
+        }
+    }
+}
