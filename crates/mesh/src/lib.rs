@@ -1,1 +1,49 @@
-//! Placeholder until this crate's first commit.
+//! A directory of nodes and this node's name in; what this node should be out.
+//!
+//! The path through it:
+//!
+//! 1. [`MeshFile::parse`] reads the one file that describes all nodes, or Kubernetes' objects are
+//!    read elsewhere; either way a [`Directory`] comes out, which knows nothing of files.
+//! 2. [`Directory::review`] judges it: every rule that does not depend on the host, as [`Problem`]s.
+//!    The file form refuses a file with an error whole; a directory from elsewhere loses only the
+//!    item at fault.
+//! 3. [`plan`] turns the directory, the name of this node, the addresses that names resolved to and
+//!    the secrets into a [`Plan`]: a device, a host, and what people should know.
+//! 4. [`Description`] says a plan in words, and the difference between two, for `warren plan`.
+//!
+//! Level-triggered and deterministic: the same input gives the same plan, whatever came before and
+//! in whatever order the nodes were written. This crate never does I/O, never asks for the time
+//! and draws no randomness; it builds for wasm as proof.
+
+mod describe;
+mod directory;
+mod endpoint;
+mod file;
+mod name;
+mod plan;
+mod problem;
+mod review;
+mod wg_quick;
+
+pub use describe::{Description, Line, Mark, Section};
+pub use directory::{Directory, KeyFile, Mesh, Node, Pair};
+pub use endpoint::{Endpoint, EndpointError, Host, HostName, Unusable};
+pub use file::{Located, MeshFile, Position};
+pub use name::{NameError, NodeName, nearest};
+pub use plan::{Peer, Plan, PlanError, Resolved, Secrets, Underlay, plan};
+pub use problem::{Cause, Field, Place, Problem, Severity, Subject};
+pub use wg_quick::{ExportError, wg_quick};
+
+/// Where a node keeps what is its own, unless told otherwise: `0700`, owned by root.
+pub const STATE_DIR: &str = "/var/lib/warren";
+
+/// The node's private key in the state directory: one line of base64, as `wg genkey` prints it.
+/// Mode `0600`; a file that others may read is refused.
+pub const PRIVATE_KEY_FILE: &str = "private.key";
+
+/// Seconds after which a host name is resolved again while its peer does not answer.
+pub const RESOLVE_AGAIN_SECS: u64 = 15;
+
+/// Persistent keepalive, in seconds, of a node without an endpoint towards those that have one:
+/// just under the half minute after which many NATs forget a UDP flow.
+pub const DEFAULT_KEEPALIVE_SECS: u16 = 25;

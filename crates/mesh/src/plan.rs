@@ -1,0 +1,382 @@
+//! From all nodes to what this one should be.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use warren_config::{
+    DeviceConfig, Fence, HostConfig, PeerConfig, PresharedKey, PrivateKey, PublicKey,
+};
+
+use crate::DEFAULT_KEEPALIVE_SECS;
+use crate::directory::{Directory, KeyFile, Node, Pair};
+use crate::endpoint::{Host, HostName, Unusable};
+use crate::name::NodeName;
+use crate::problem::{Cause, Field, Place, Problem, Severity, Subject};
+use crate::review::refused;
+
+/// Addresses that one name may add to a peer's candidates; a resolver's answer does not decide how
+/// much is kept.
+const ADDRESSES_PER_NAME: usize = 8;
+
+/// The addresses of host names, as far as they are known.
+pub type Resolved = BTreeMap<HostName, BTreeSet<IpAddr>>;
+
+/// The secrets of this node.
+#[derive(Debug, Clone, Default)]
+pub struct Secrets {
+    /// Who this node is.
+    pub private_key: Option<PrivateKey>,
+    /// The preshared keys that [`Directory::key_files`] asks for.
+    pub preshared_keys: BTreeMap<KeyFile, PresharedKey>,
+}
+
+/// What this host needs outside the mesh, without what is on the tunnel's own interface.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Underlay {
+    /// The host's own addresses.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Its default gateways.
+    pub gateways: BTreeSet<IpAddr>,
+    /// Its name servers.
+    pub resolvers: BTreeSet<IpAddr>,
+}
+
+/// What one node should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// Which node this is a plan for.
+    pub node: NodeName,
+    /// What people call the mesh.
+    pub mesh: String,
+    /// What the tunnel should be.
+    pub device: DeviceConfig,
+    /// What the host around it should look like.
+    pub host: HostConfig,
+    /// Every other node.
+    pub peers: BTreeMap<NodeName, Peer>,
+    /// What people should know, ordered by where. The fence stands whatever they say.
+    pub problems: Vec<Problem>,
+}
+
+/// Another node, as this one sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// The peer of the device that it is; `None` while it is fenced.
+    pub public_key: Option<PublicKey>,
+    /// Neither it nor this node has an endpoint.
+    pub unreachable: bool,
+}
+
+/// Why there is no plan. What was in force stays so.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// The directory does not know this node.
+    #[error("there is no node \"{name}\" in the mesh{}", did_you_mean(.nearest.as_ref()))]
+    UnknownNode {
+        /// The name that was asked for.
+        name: NodeName,
+        /// The one that may have been meant.
+        nearest: Option<NodeName>,
+    },
+    /// What all nodes have in common is wrong.
+    #[error("{}", sentences(.0))]
+    Mesh(Vec<Problem>),
+}
+
+/// What the node `this` should be, according to `directory`.
+///
+/// An item that [`Directory::review`] calls an error is left out, and with it whatever it alone
+/// would have carried; the fence covers the mesh's prefixes regardless.
+pub fn plan(
+    directory: &Directory,
+    this: &NodeName,
+    resolved: &Resolved,
+    secrets: &Secrets,
+    underlay: &Underlay,
+) -> Result<Plan, PlanError> {
+    let Some(node) = directory.nodes.get(this) else {
+        return Err(PlanError::UnknownNode {
+            name: this.clone(),
+            nearest: directory.nearest_node(this.as_str()),
+        });
+    };
+    let mut problems = directory.review();
+    let of_mesh = |problem: &&Problem| {
+        problem.severity() == Severity::Error && problem.subject.place == Place::Mesh
+    };
+    if problems.iter().any(|problem| of_mesh(&problem)) {
+        let mesh = problems.iter().filter(of_mesh).cloned();
+        return Err(PlanError::Mesh(mesh.collect()));
+    }
+    let refused = refused(&problems);
+    let sound = Sound {
+        directory,
+        refused: &refused,
+    };
+
+    let (device, peers) = device(&sound, this, node, resolved, secrets, &mut problems);
+    let host = host(&sound, this, node, &device);
+    covered(directory, this, &host, underlay, &mut problems);
+    problems.sort_by(|a, b| a.subject.cmp(&b.subject));
+    Ok(Plan {
+        node: this.clone(),
+        mesh: directory.mesh.name.clone(),
+        device,
+        host,
+        peers,
+        problems,
+    })
+}
+
+fn device(
+    sound: &Sound<'_>,
+    this: &NodeName,
+    node: &Node,
+    resolved: &Resolved,
+    secrets: &Secrets,
+    problems: &mut Vec<Problem>,
+) -> (DeviceConfig, BTreeMap<NodeName, Peer>) {
+    let directory = sound.directory;
+    let here_reachable = sound.is_reachable(this, node);
+    let mut device = DeviceConfig {
+        private_key: private_key(sound, this, node, secrets, problems),
+        listen_port: directory.mesh.port,
+        fwmark: directory.mesh.fwmark,
+        peers: BTreeMap::new(),
+    };
+    let mut peers = BTreeMap::new();
+    let mut missing = BTreeSet::new();
+    for (name, other) in directory.others(this) {
+        let there_reachable = sound.is_reachable(name, other);
+        let mut peer = Peer {
+            public_key: None,
+            unreachable: !here_reachable && !there_reachable,
+        };
+        let preshared_key = match directory.key_file(this, name) {
+            None => Some(None),
+            Some(file) => match secrets.preshared_keys.get(file) {
+                Some(key) => Some(Some(key.clone())),
+                // Going without would be a weaker tunnel than the one that was asked for.
+                None => {
+                    missing.insert(key_file_place(directory, this, name, file));
+                    None
+                }
+            },
+        };
+        if let Some(key) = sound.public_key(name, other)
+            && let Some(preshared_key) = preshared_key
+        {
+            let keepalive = node.keepalive.unwrap_or(match here_reachable {
+                true => 0,
+                false => DEFAULT_KEEPALIVE_SECS,
+            });
+            peer.public_key = Some(key);
+            device.peers.insert(
+                key,
+                PeerConfig {
+                    preshared_key,
+                    endpoints: endpoints(sound, name, other, resolved, problems),
+                    persistent_keepalive: if there_reachable { keepalive } else { 0 },
+                    allowed_ips: sound.claims(name, other),
+                },
+            );
+        }
+        peers.insert(name.clone(), peer);
+    }
+    problems.extend(missing.into_iter().map(|(place, file)| {
+        Subject::entry(place, Field::PresharedKeyFile, 0).has(Cause::NoPresharedKey(file))
+    }));
+    (device, peers)
+}
+
+/// This node's key, unless it is another's: two hosts with one key would take each other's traffic
+/// away in turn.
+fn private_key(
+    sound: &Sound<'_>,
+    this: &NodeName,
+    node: &Node,
+    secrets: &Secrets,
+    problems: &mut Vec<Problem>,
+) -> Option<PrivateKey> {
+    let subject = Subject::node(this, Field::PublicKey, 0);
+    let Some(private) = &secrets.private_key else {
+        problems.push(subject.has(Cause::NoPrivateKey));
+        return None;
+    };
+    let key = private.public();
+    let owner = sound
+        .directory
+        .others(this)
+        .find(|(name, other)| sound.public_key(name, other) == Some(key))
+        .map(|(name, _)| name.clone());
+    let foreign = node.public_key.is_some_and(|expected| expected != key);
+    if owner.is_some() || foreign {
+        problems.push(subject.has(Cause::WrongPrivateKey { key, owner }));
+        return None;
+    }
+    Some(private.clone())
+}
+
+/// Where to reach a node, in the order in which it says to try.
+fn endpoints(
+    sound: &Sound<'_>,
+    name: &NodeName,
+    node: &Node,
+    resolved: &Resolved,
+    problems: &mut Vec<Problem>,
+) -> Vec<SocketAddr> {
+    let mesh = &sound.directory.mesh;
+    let mut candidates = Vec::new();
+    for (index, endpoint) in node.endpoints.iter().enumerate() {
+        let subject = Subject::node(name, Field::Endpoints, index);
+        if sound.refused.contains(&subject) {
+            continue;
+        }
+        let mut candidate = |address| {
+            let candidate = endpoint.at(address, mesh.port);
+            if !candidates.contains(&candidate) {
+                candidates.push(candidate);
+            }
+        };
+        let host = match &endpoint.host {
+            Host::Address(address) => {
+                candidate(*address);
+                continue;
+            }
+            Host::Name(host) => host,
+        };
+        let Some(addresses) = resolved.get(host).filter(|found| !found.is_empty()) else {
+            problems.push(subject.has(Cause::Unresolved(host.clone())));
+            continue;
+        };
+        for address in addresses.iter().take(ADDRESSES_PER_NAME) {
+            let address = address.to_canonical();
+            match Unusable::of(address, &mesh.prefixes) {
+                None => candidate(address),
+                Some(unusable) => problems.push(subject.clone().has(Cause::ResolvedTo {
+                    name: host.clone(),
+                    address,
+                    unusable,
+                })),
+            }
+        }
+    }
+    candidates
+}
+
+fn host(sound: &Sound<'_>, this: &NodeName, node: &Node, device: &DeviceConfig) -> HostConfig {
+    let mesh = &sound.directory.mesh;
+    HostConfig {
+        interface: mesh.interface.clone(),
+        mtu: mesh.mtu,
+        addresses: sound.addresses(this, node).collect(),
+        table: mesh.table,
+        rule_priority: mesh.rule_priority,
+        fwmark: mesh.fwmark,
+        routes: device
+            .peers
+            .values()
+            .flat_map(|peer| peer.allowed_ips.iter().copied())
+            .collect(),
+        fence: Fence {
+            mesh: mesh.prefixes.iter().copied().collect(),
+            local: sound.claims(this, node),
+        },
+    }
+}
+
+/// What of the host's own needs the mesh would cut off.
+///
+/// These are errors, so that a new file is not taken; they open no fence that stands. Otherwise
+/// whoever runs the network that a laptop joins could open it by handing out such an address.
+fn covered(
+    directory: &Directory,
+    this: &NodeName,
+    host: &HostConfig,
+    underlay: &Underlay,
+    problems: &mut Vec<Problem>,
+) {
+    let needs_names = !directory.host_names(this).is_empty();
+    let addresses = (underlay.addresses.iter()).map(|address| ("an address", address));
+    let gateways = (underlay.gateways.iter()).map(|address| ("the default gateway", address));
+    let resolvers = (underlay.resolvers.iter())
+        // A resolver of the mesh is a good one for whoever finds the mesh without it.
+        .filter(|address| needs_names || !host.routes.iter().any(|net| net.contains(*address)))
+        .map(|address| ("a name server", address));
+    for (what, address) in addresses.chain(gateways).chain(resolvers) {
+        if host.fence.local.iter().any(|net| net.contains(address)) {
+            continue;
+        }
+        let covering = (directory.mesh.prefixes.iter()).position(|net| net.contains(address));
+        if let Some(index) = covering {
+            let subject = Subject::entry(Place::Mesh, Field::Prefixes, index);
+            problems.push(subject.has(Cause::Covers {
+                prefix: directory.mesh.prefixes[index],
+                what,
+                address: *address,
+            }));
+        }
+    }
+}
+
+/// Whose field names the preshared key of two nodes.
+fn key_file_place(
+    directory: &Directory,
+    a: &NodeName,
+    b: &NodeName,
+    file: &KeyFile,
+) -> (Place, KeyFile) {
+    let place = Pair::new(a.clone(), b.clone())
+        .filter(|pair| directory.pairs.contains_key(pair))
+        .map_or(Place::Mesh, Place::Pair);
+    (place, file.clone())
+}
+
+/// A directory without the items that are refused.
+struct Sound<'a> {
+    directory: &'a Directory,
+    refused: &'a BTreeSet<Subject>,
+}
+
+impl Sound<'_> {
+    fn allows(&self, name: &NodeName, field: Field, index: usize) -> bool {
+        !self.refused.contains(&Subject::node(name, field, index))
+    }
+
+    fn public_key(&self, name: &NodeName, node: &Node) -> Option<PublicKey> {
+        node.public_key
+            .filter(|_| self.allows(name, Field::PublicKey, 0))
+    }
+
+    fn addresses(&self, name: &NodeName, node: &Node) -> impl Iterator<Item = IpAddr> {
+        (node.addresses.iter().enumerate())
+            .filter(|&(index, _)| self.allows(name, Field::Addresses, index))
+            .map(|(_, address)| *address)
+    }
+
+    /// All that a node is: what it may send from, and what is sent to it.
+    fn claims(&self, name: &NodeName, node: &Node) -> BTreeSet<IpNet> {
+        let prefixes = (node.prefixes.iter().enumerate())
+            .filter(|&(index, _)| self.allows(name, Field::Prefixes, index))
+            .map(|(_, prefix)| *prefix);
+        let addresses = self.addresses(name, node).map(IpNet::from);
+        addresses.chain(prefixes).collect()
+    }
+
+    /// Whether others can call the node.
+    fn is_reachable(&self, name: &NodeName, node: &Node) -> bool {
+        (0..node.endpoints.len()).any(|index| self.allows(name, Field::Endpoints, index))
+    }
+}
+
+fn did_you_mean(nearest: Option<&NodeName>) -> String {
+    nearest.map_or_else(String::new, |nearest| {
+        format!("; did you mean \"{nearest}\"?")
+    })
+}
+
+fn sentences(problems: &[Problem]) -> String {
+    let sentences: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    sentences.join("\n")
+}
