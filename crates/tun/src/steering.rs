@@ -7,7 +7,7 @@
 //! is alike there stays on one queue for good.
 //!
 //! Fragments of a flow take their own way, since the later ones show no ports. The program
-//! returns a 32-bit number, of which the kernel takes the remainder by the number of queues.
+//! returns a number, of whose low 16 bits the kernel takes the remainder by the number of queues.
 
 use crate::sys::Instruction;
 
@@ -152,7 +152,7 @@ pub(crate) fn program() -> Vec<Instruction> {
     lines.push(Here(Label::Finish));
     lines.push(copy(R0, PROTOCOL));
     lines.extend(MIX);
-    // The high half is mixed best; the remainder is taken of the low one.
+    // Multiplying mixes upwards: what is returned is the middle of the hash, bits 32 to 47.
     lines.extend([
         copy(R0, HASH),
         shift_right(R0, 32),
