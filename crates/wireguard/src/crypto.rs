@@ -1,0 +1,215 @@
+//! The primitives of the handshake, by the paper's names (section 5.4), and the one place that
+//! knows the crates behind them. Transport data is sealed by `warren-aead` instead.
+
+use blake2::digest::consts::{U16, U32};
+use blake2::digest::{FixedOutput, KeyInit, Update};
+use blake2::{Blake2s256, Blake2sMac, Digest};
+use chacha20poly1305::aead::AeadInOut;
+use chacha20poly1305::{ChaCha20Poly1305, Tag, XChaCha20Poly1305};
+use subtle::ConstantTimeEq;
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+const TAG: usize = crate::messages::TAG;
+
+/// 32 secret bytes on the heap, wiped on drop: moving them leaves nothing behind.
+#[derive(Clone)]
+pub(crate) struct Secret(Box<[u8; 32]>);
+
+impl Secret {
+    pub(crate) fn new(mut bytes: [u8; 32]) -> Self {
+        let secret = Self(Box::new(bytes));
+        bytes.zeroize();
+        secret
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+impl Drop for Secret {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl ZeroizeOnDrop for Secret {}
+
+/// The shared secret is all zeros: the public key is of low order, and anybody knows the secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LowOrder;
+
+/// The tag is wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Forged;
+
+/// DH(private, public).
+pub(crate) fn dh(private: &[u8; 32], public: &[u8; 32]) -> Result<Secret, LowOrder> {
+    let private = x25519_dalek::StaticSecret::from(*private);
+    let shared = private.diffie_hellman(&x25519_dalek::PublicKey::from(*public));
+    if !shared.was_contributory() {
+        return Err(LowOrder);
+    }
+    Ok(Secret::new(shared.to_bytes()))
+}
+
+/// The public key of a private one.
+pub(crate) fn public(private: &[u8; 32]) -> [u8; 32] {
+    let private = x25519_dalek::StaticSecret::from(*private);
+    x25519_dalek::PublicKey::from(&private).to_bytes()
+}
+
+/// HASH over the parts, one after the other.
+pub(crate) fn hash(parts: &[&[u8]]) -> [u8; 32] {
+    let mut state = Blake2s256::new();
+    for part in parts {
+        Update::update(&mut state, part);
+    }
+    state.finalize().into()
+}
+
+/// MAC(key, parts): keyed BLAKE2s with 16 bytes of output. Keys are 16 or 32 bytes.
+pub(crate) fn mac(key: &[u8], parts: &[&[u8]]) -> [u8; 16] {
+    let mut state = Blake2sMac::<U16>::new_from_slice(key).expect("at most 32 bytes");
+    for part in parts {
+        state.update(part);
+    }
+    state.finalize_fixed().into()
+}
+
+/// Whether two macs are the same, in constant time.
+pub(crate) fn same_mac(a: &[u8; 16], b: &[u8; 16]) -> bool {
+    a.ct_eq(b).into()
+}
+
+/// KDF1(key, input).
+pub(crate) fn kdf1(key: &[u8; 32], input: &[u8]) -> Secret {
+    let [first] = kdf(key, input);
+    first
+}
+
+/// KDF2(key, input).
+pub(crate) fn kdf2(key: &[u8; 32], input: &[u8]) -> (Secret, Secret) {
+    let [first, second] = kdf(key, input);
+    (first, second)
+}
+
+/// KDF3(key, input).
+pub(crate) fn kdf3(key: &[u8; 32], input: &[u8]) -> (Secret, Secret, Secret) {
+    let [first, second, third] = kdf(key, input);
+    (first, second, third)
+}
+
+/// HKDF (RFC 5869) over HMAC-BLAKE2s: N keys of 32 bytes.
+fn kdf<const N: usize>(key: &[u8; 32], input: &[u8]) -> [Secret; N] {
+    let extracted = hmac(key, &[input]);
+    let mut number = 0;
+    let mut last: Option<Secret> = None;
+    std::array::from_fn(|_| {
+        number += 1;
+        let before: &[u8] = last.as_ref().map_or(&[], |last| last.bytes());
+        let output = hmac(extracted.bytes(), &[before, &[number]]);
+        last = Some(output.clone());
+        output
+    })
+}
+
+/// HMAC-BLAKE2s (RFC 2104); not the keyed mode of BLAKE2s, which [`mac`] is.
+fn hmac(key: &[u8; 32], parts: &[&[u8]]) -> Secret {
+    const BLOCK: usize = 64;
+    let padded = |pad: u8| {
+        let mut block = Zeroizing::new([pad; BLOCK]);
+        block
+            .iter_mut()
+            .zip(key)
+            .for_each(|(byte, key)| *byte ^= key);
+        block
+    };
+    let mut inner = Blake2s256::new();
+    Update::update(&mut inner, &padded(0x36)[..]);
+    for part in parts {
+        Update::update(&mut inner, part);
+    }
+    let mut outer = Blake2s256::new();
+    Update::update(&mut outer, &padded(0x5c)[..]);
+    let mut digest: blake2::digest::array::Array<u8, U32> = inner.finalize();
+    Update::update(&mut outer, &digest);
+    digest.as_mut_slice().zeroize();
+    Secret::new(outer.finalize().into())
+}
+
+/// AEAD(key, 0, text, aad), with a key that seals one thing only. `OUT` is `IN` and the tag.
+pub(crate) fn seal<const IN: usize, const OUT: usize>(
+    key: &Secret,
+    aad: &[u8],
+    text: &[u8; IN],
+) -> [u8; OUT] {
+    const { assert!(OUT == IN + TAG) };
+    let mut out = [0; OUT];
+    let (body, tag) = out.split_at_mut(IN);
+    body.copy_from_slice(text);
+    let cipher = ChaCha20Poly1305::new(key.bytes().into());
+    let sealed = cipher
+        .encrypt_inout_detached(&[0; 12].into(), aad, body.into())
+        .expect("shorter than the cipher's limit of 256 GiB");
+    tag.copy_from_slice(&sealed);
+    out
+}
+
+/// Opens what [`seal`] made.
+pub(crate) fn open<const IN: usize, const OUT: usize>(
+    key: &Secret,
+    aad: &[u8],
+    sealed: &[u8; IN],
+) -> Result<[u8; OUT], Forged> {
+    const { assert!(IN == OUT + TAG) };
+    let mut out = [0; OUT];
+    let (body, tag) = sealed.split_at(OUT);
+    out.copy_from_slice(body);
+    let tag = Tag::try_from(tag).map_err(|_| Forged)?;
+    let cipher = ChaCha20Poly1305::new(key.bytes().into());
+    cipher
+        .decrypt_inout_detached(&[0; 12].into(), aad, out.as_mut_slice().into(), &tag)
+        .map_err(|_| Forged)?;
+    Ok(out)
+}
+
+/// XAEAD(key, nonce, cookie, aad).
+pub(crate) fn seal_cookie(
+    key: &[u8; 32],
+    nonce: &[u8; 24],
+    aad: &[u8],
+    cookie: &[u8; 16],
+) -> [u8; 32] {
+    let mut out = [0; 32];
+    let (body, tag) = out.split_at_mut(16);
+    body.copy_from_slice(cookie);
+    let sealed = XChaCha20Poly1305::new(key.into())
+        .encrypt_inout_detached(nonce.into(), aad, body.into())
+        .expect("shorter than the cipher's limit of 256 GiB");
+    tag.copy_from_slice(&sealed);
+    out
+}
+
+/// Opens what [`seal_cookie`] made.
+pub(crate) fn open_cookie(
+    key: &[u8; 32],
+    nonce: &[u8; 24],
+    aad: &[u8],
+    sealed: &[u8; 32],
+) -> Result<[u8; 16], Forged> {
+    let (body, tag) = sealed.split_at(16);
+    let mut out = [0; 16];
+    out.copy_from_slice(body);
+    let tag = Tag::try_from(tag).map_err(|_| Forged)?;
+    XChaCha20Poly1305::new(key.into())
+        .decrypt_inout_detached(nonce.into(), aad, out.as_mut_slice().into(), &tag)
+        .map_err(|_| Forged)?;
+    Ok(out)
+}
