@@ -15,6 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("packet", &[]),
     ("mesh", &["config"]),
     ("netlink", &["config"]),
+    ("state", &["config"]),
     ("wireguard", &["config", "aead"]),
     ("tun", &["packet"]),
     ("udp", &["packet"]),
