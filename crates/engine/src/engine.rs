@@ -1,0 +1,477 @@
+//! A running tunnel: a router, its descriptors and its threads.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use ipnet::IpNet;
+use warren_config::{DeviceChange, DeviceStatus};
+use warren_packet::coalesce::Merge;
+use warren_tun::{Device, LinkEvent, Links};
+use warren_udp::{BindError, Pair};
+
+use crate::clock;
+use crate::drops::Reason;
+use crate::poll::{Poller, Timer, Wake};
+use crate::router::{Control, Entropy, Router, Timestamps};
+use crate::shared::{Shared, SocketSet};
+use crate::worker::{Directions, EdgeState, Threads, Worker, WorkerEdges, WorkerEnd};
+
+/// How to run a tunnel. The number of workers is that of the device's queues.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Which threads a worker has.
+    pub threads: Threads,
+    /// What the UDP sockets may use.
+    pub udp: UdpOptions,
+}
+
+/// What the UDP sockets may use of what the kernel offers.
+#[derive(Debug, Clone)]
+pub struct UdpOptions {
+    /// Send many datagrams as one (`UDP_SEGMENT`).
+    pub segmentation: bool,
+    /// Receive many datagrams as one (`UDP_GRO`).
+    pub receive_offload: bool,
+}
+
+impl Default for UdpOptions {
+    fn default() -> Self {
+        Self {
+            segmentation: true,
+            receive_offload: true,
+        }
+    }
+}
+
+/// Why an engine came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// [`Engine::shutdown`] was called.
+    Stopped,
+    /// The interface was deleted by someone else.
+    Deleted,
+    /// A thread met an error of the host that it cannot go on from; it is in the log.
+    Failed,
+}
+
+/// Why a tunnel could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The device's queues were taken by someone else before.
+    #[error("the TUN device has no queues left to read from")]
+    NoQueues,
+    /// The host has no descriptor or thread to spare.
+    #[error("cannot {action}: {source}")]
+    Host {
+        /// What was tried.
+        action: &'static str,
+        /// What the host said.
+        source: io::Error,
+    },
+}
+
+/// Why a change was refused. Nothing of it was carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The UDP port cannot be had.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The mark cannot be set.
+    #[error("cannot mark packets with {fwmark:#x}: {source}; it takes CAP_NET_ADMIN")]
+    Fwmark {
+        /// The mark that was asked for.
+        fwmark: u32,
+        /// What the host said.
+        source: io::Error,
+    },
+}
+
+impl ApplyError {
+    /// The error number that the UAPI answers with.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Bind(error) => error.errno(),
+            Self::Fwmark { source, .. } => source
+                .raw_os_error()
+                .unwrap_or(rustix::io::Errno::IO.raw_os_error()),
+        }
+    }
+}
+
+/// What an engine says of itself, beyond [`DeviceStatus`].
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// The interface's name now.
+    pub interface: String,
+    /// Whether the interface is up.
+    pub up: bool,
+    /// MTU of the interface, in bytes.
+    pub mtu: u32,
+    /// How many workers there are.
+    pub workers: usize,
+    /// What is in use of what the kernel offers, by name.
+    pub features: BTreeMap<&'static str, bool>,
+    /// Every drop that occurred so far, by reason.
+    pub drops: Vec<(Reason, u64)>,
+}
+
+/// A running tunnel. Ends its threads when dropped; the interface stays.
+#[derive(Debug)]
+pub struct Engine {
+    shared: Arc<Shared>,
+    net: Arc<Mutex<Net>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// The outer side of the tunnel as it was asked for, and the interface as it is.
+#[derive(Debug)]
+struct Net {
+    device: Device,
+    options: Options,
+    /// What was asked for; 0 for any.
+    listen_port: u16,
+    fwmark: u32,
+    up: bool,
+    workers: usize,
+}
+
+impl Engine {
+    /// Starts the threads of a tunnel on `device`. It has neither key nor peers yet.
+    pub fn start(
+        mut device: Device,
+        options: Options,
+        timestamps: Timestamps,
+    ) -> Result<Self, StartError> {
+        let host = |action| move |source| StartError::Host { action, source };
+        let queues: Vec<_> = device.take_queues().into_iter().map(Arc::new).collect();
+        if queues.is_empty() {
+            return Err(StartError::NoQueues);
+        }
+        let links = device.links().map_err(host("watch the interface"))?;
+        let mtu = device.mtu().map_err(host("read the interface's MTU"))?;
+        let up = device.is_up().map_err(host("read the interface's state"))?;
+        let new_wake = || Wake::new().map(Arc::new).map_err(host("make an eventfd"));
+
+        let control = new_wake()?;
+        let wake = Arc::clone(&control);
+        let router = Router::new(mtu, Box::new(move || wake.wake()), Box::new(SystemEntropy));
+        let directions: &[Directions] = match options.threads {
+            Threads::Split => &[Directions::Out, Directions::In],
+            Threads::Joined => &[Directions::Both],
+        };
+        let mut wakes = Vec::new();
+        for _ in 0..queues.len() * directions.len() {
+            wakes.push(new_wake()?);
+        }
+        let shared = Arc::new(Shared::new(router, control, wakes));
+        let features = device.features();
+        let merge = Merge {
+            tcp: features.tcp_offload,
+            udp: features.udp_offload,
+        };
+        let net = Arc::new(Mutex::new(Net {
+            workers: queues.len(),
+            device,
+            options,
+            listen_port: 0,
+            fwmark: 0,
+            up,
+        }));
+
+        let engine = Self {
+            shared: Arc::clone(&shared),
+            net: Arc::clone(&net),
+            threads: Mutex::default(),
+        };
+        if up {
+            // An interface that is up already when its daemon starts wants a port at once. That
+            // any port can be had fails only where UDP does; the next change tells.
+            let _unbound = lock(&net).open(&shared);
+        }
+        let mut wakes = shared.workers.iter();
+        for (place, queue) in queues.iter().enumerate() {
+            for &directions in directions {
+                let wake = wakes.next().expect("one for each thread");
+                let worker = Worker::new(
+                    Arc::clone(&shared),
+                    place,
+                    Arc::clone(queue),
+                    Arc::clone(wake),
+                    directions,
+                    merge,
+                );
+                let name = match directions {
+                    Directions::Both => format!("warren-{place}"),
+                    Directions::Out => format!("warren-out-{place}"),
+                    Directions::In => format!("warren-in-{place}"),
+                };
+                engine.spawn(name, move || {
+                    worker.run().map(|end| match end {
+                        WorkerEnd::Stopped => End::Stopped,
+                        WorkerEnd::Deleted => End::Deleted,
+                    })
+                })?;
+            }
+        }
+        let steward = Steward {
+            shared,
+            net,
+            links,
+            queue: Arc::clone(&queues[0]),
+            timestamps,
+        };
+        engine.spawn("warren-control".to_owned(), move || steward.run())?;
+        Ok(engine)
+    }
+
+    fn spawn(
+        &self,
+        name: String,
+        run: impl FnOnce() -> io::Result<End> + Send + 'static,
+    ) -> Result<(), StartError> {
+        let shared = Arc::clone(&self.shared);
+        let body = move || match run() {
+            Ok(end) => shared.stop(end),
+            Err(error) => {
+                tracing::error!(%error, "a thread of the tunnel cannot go on");
+                shared.stop(End::Failed);
+            }
+        };
+        let thread = std::thread::Builder::new()
+            .name(name)
+            .spawn(body)
+            .map_err(|source| StartError::Host {
+                action: "start a thread",
+                source,
+            })?;
+        self.threads
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(thread);
+        Ok(())
+    }
+
+    /// Applies a change, whole or not at all. Blocks while another change is being applied.
+    pub fn apply(&self, change: &DeviceChange) -> Result<(), ApplyError> {
+        let mut net = lock(&self.net);
+        net.apply(&self.shared, change)?;
+        self.shared.router.apply(change, clock::now());
+        Ok(())
+    }
+
+    /// What comes out of the tunnel may reach these prefixes only; `None` for any.
+    pub fn set_local(&self, prefixes: Option<&[IpNet]>) {
+        self.shared.router.set_local(prefixes);
+    }
+
+    /// What the device is. Holds the private key, as the UAPI's `get` operation shows it.
+    pub fn status(&self) -> DeviceStatus {
+        let (listen_port, fwmark) = {
+            let net = lock(&self.net);
+            (
+                self.shared.sockets.load().port().unwrap_or(net.listen_port),
+                net.fwmark,
+            )
+        };
+        DeviceStatus {
+            listen_port,
+            fwmark,
+            ..self.shared.router.status(clock::now(), clock::wall())
+        }
+    }
+
+    /// What is in use, and what was dropped.
+    pub fn report(&self) -> Report {
+        let net = lock(&self.net);
+        let tun = net.device.features();
+        let sockets = self.shared.sockets.load();
+        let mut features = BTreeMap::from([
+            ("tun_multi_queue", tun.multi_queue),
+            ("tun_offload_header", tun.vnet_header),
+            ("tun_tcp_offload", tun.tcp_offload),
+            ("tun_udp_offload", tun.udp_offload),
+            ("tun_steering", tun.steering),
+        ]);
+        if sockets.is_open() {
+            let all = |feature: fn(&warren_udp::Socket) -> bool| sockets.iter().all(feature);
+            features.insert(
+                "udp_segmentation",
+                all(|socket| socket.features().segmentation),
+            );
+            features.insert(
+                "udp_receive_offload",
+                all(|socket| socket.features().receive_offload),
+            );
+        }
+        Report {
+            interface: net.device.name(),
+            up: net.up,
+            mtu: u32::try_from(self.shared.router.mtu()).unwrap_or(u32::MAX),
+            workers: net.workers,
+            features,
+            drops: self.shared.router.drops(),
+        }
+    }
+
+    /// Waits until the tunnel comes to its end.
+    pub fn wait(&self) -> End {
+        self.shared.wait()
+    }
+
+    /// Ends the tunnel's threads and closes its sockets. The interface stays.
+    pub fn shutdown(&self) {
+        self.shared.stop(End::Stopped);
+        let threads =
+            std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            // A thread that panicked has said so on its own.
+            let _panicked = thread.join();
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}
+
+impl Net {
+    /// The part of a change that may fail.
+    fn apply(&mut self, shared: &Shared, change: &DeviceChange) -> Result<(), ApplyError> {
+        let before = (self.listen_port, self.fwmark);
+        self.listen_port = change.listen_port.unwrap_or(self.listen_port);
+        self.fwmark = change.fwmark.unwrap_or(self.fwmark);
+        let sockets = shared.sockets.load();
+        let done = if !self.up {
+            Ok(())
+        } else if !sockets.is_open() || self.listen_port != before.0 {
+            self.open(shared)
+        } else if self.fwmark != before.1 {
+            let fwmark = self.fwmark;
+            sockets
+                .iter()
+                .try_for_each(|socket| socket.set_fwmark(fwmark))
+                .map_err(|source| ApplyError::Fwmark { fwmark, source })
+        } else {
+            Ok(())
+        };
+        if done.is_err() {
+            (self.listen_port, self.fwmark) = before;
+        }
+        done
+    }
+
+    /// Opens sockets on the port that is asked for, and closes those that were open.
+    fn open(&self, shared: &Shared) -> Result<(), ApplyError> {
+        let options = warren_udp::Options {
+            port: self.listen_port,
+            fwmark: self.fwmark,
+            shards: self.workers,
+            segmentation: self.options.udp.segmentation,
+            receive_offload: self.options.udp.receive_offload,
+            ..warren_udp::Options::default()
+        };
+        let pairs = Pair::bind(&options)?;
+        shared.set_sockets(SocketSet::new(pairs));
+        Ok(())
+    }
+
+    fn link_changed(&mut self, shared: &Shared, event: LinkEvent) {
+        match event {
+            LinkEvent::Up if !self.up => {
+                self.up = true;
+                if let Err(error) = self.open(shared) {
+                    tracing::error!(%error, "the interface is up, but its peers cannot be reached");
+                }
+                shared.router.start();
+            }
+            LinkEvent::Down if self.up => {
+                self.up = false;
+                shared.set_sockets(SocketSet::default());
+                shared.router.stop();
+            }
+            LinkEvent::Mtu(mtu) => shared.router.set_mtu(mtu),
+            LinkEvent::Renamed(name) => tracing::info!(name, "the interface has another name"),
+            LinkEvent::Moved => tracing::info!("the interface is in another network namespace"),
+            LinkEvent::Deleted => shared.stop(End::Deleted),
+            LinkEvent::Up | LinkEvent::Down => {}
+        }
+    }
+}
+
+/// The control thread: timers, handshakes, and what happens to the interface.
+struct Steward {
+    shared: Arc<Shared>,
+    net: Arc<Mutex<Net>>,
+    links: Links,
+    queue: Arc<warren_tun::Queue>,
+    timestamps: Timestamps,
+}
+
+const WAKE: u32 = 0;
+const TIMER: u32 = 1;
+const LINKS: u32 = 2;
+
+impl Steward {
+    fn run(mut self) -> io::Result<End> {
+        let mut timer = Timer::new()?;
+        let mut poller = Poller::new()?;
+        poller.add(&*self.shared.control, WAKE)?;
+        poller.add(&timer, TIMER)?;
+        poller.add(&self.links, LINKS)?;
+        let mut control = Control::new(self.timestamps);
+        let mut state = EdgeState::default();
+        loop {
+            let ready = poller.wait()?;
+            if ready.has(WAKE) {
+                self.shared.control.drain();
+            }
+            if ready.has(TIMER) {
+                timer.drain();
+            }
+            if self.shared.is_stopping() {
+                return Ok(End::Stopped);
+            }
+            if ready.has(LINKS) {
+                while let Some(event) = self.links.next_event()? {
+                    lock(&self.net).link_changed(&self.shared, event);
+                }
+            }
+            let sockets = self.shared.sockets.load_full();
+            let router = &self.shared.router;
+            loop {
+                let now = clock::now();
+                let mut edges = WorkerEdges {
+                    router,
+                    pair: sockets.pair(0),
+                    queue: &self.queue,
+                    state: &mut state,
+                    now,
+                };
+                let more = router.tick(&mut control, now, clock::wall(), &mut edges);
+                if !more || self.shared.is_stopping() {
+                    break;
+                }
+            }
+            timer.arm(control.next_deadline())?;
+        }
+    }
+}
+
+/// Random bytes of the system.
+#[derive(Debug)]
+pub(crate) struct SystemEntropy;
+
+impl Entropy for SystemEntropy {
+    fn fill(&mut self, bytes: &mut [u8]) {
+        // Only a kernel before 3.17 without /dev/urandom has none, and there is no going on then.
+        getrandom::fill(bytes).expect("the system has random bytes");
+    }
+}
+
+fn lock(net: &Mutex<Net>) -> std::sync::MutexGuard<'_, Net> {
+    net.lock().unwrap_or_else(PoisonError::into_inner)
+}

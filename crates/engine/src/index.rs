@@ -1,0 +1,140 @@
+//! Receiver indices: which session or handshake a message of ours-to-receive belongs to.
+//!
+//! An index is 32 random bits, unique within the device. The table changes only in handshakes, and
+//! the workers ask it once for each run of datagrams of one session, through a [`Recent`] of their
+//! own that holds no session alive.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
+
+use warren_wireguard::Session;
+
+use crate::peer::PeerHandle;
+
+/// Shards of the table, so that handshakes of many peers do not hold up each other's data.
+const SHARDS: usize = 16;
+/// Entries of a worker's own cache; indices are random, so their low bits choose well.
+const RECENT: usize = 16;
+
+/// A session that may receive, with the peer at its other end.
+#[derive(Debug)]
+pub(crate) struct Receiver {
+    pub(crate) session: Arc<Session>,
+    pub(crate) peer: Arc<PeerHandle>,
+}
+
+#[derive(Debug)]
+enum Owner {
+    /// An initiation of ours that awaits its response.
+    Handshake(Arc<PeerHandle>),
+    Session(Arc<Receiver>),
+}
+
+/// The device's receiver indices.
+#[derive(Debug)]
+pub(crate) struct IndexTable {
+    shards: [RwLock<HashMap<u32, Owner>>; SHARDS],
+}
+
+impl IndexTable {
+    pub(crate) fn new() -> Self {
+        Self {
+            shards: std::array::from_fn(|_| RwLock::new(HashMap::new())),
+        }
+    }
+
+    /// Takes an index for a handshake with `peer`; `draw` yields 32 random bits a call.
+    pub(crate) fn allocate(&self, peer: &Arc<PeerHandle>, mut draw: impl FnMut() -> u32) -> u32 {
+        loop {
+            let index = draw();
+            if let Entry::Vacant(entry) = self.write(index).entry(index) {
+                entry.insert(Owner::Handshake(Arc::clone(peer)));
+                return index;
+            }
+        }
+    }
+
+    /// The handshake behind `index` became `session`.
+    pub(crate) fn promote(&self, session: Arc<Session>, peer: &Arc<PeerHandle>) {
+        let index = session.local_index();
+        let receiver = Arc::new(Receiver {
+            session,
+            peer: Arc::clone(peer),
+        });
+        self.write(index).insert(index, Owner::Session(receiver));
+    }
+
+    /// Frees an index.
+    pub(crate) fn retire(&self, index: u32) {
+        self.write(index).remove(&index);
+    }
+
+    /// Frees every index of peers that are gone. Walks the table: for configuration only.
+    pub(crate) fn retire_removed(&self) {
+        for shard in &self.shards {
+            shard
+                .write()
+                .unwrap_or_else(PoisonError::into_inner)
+                .retain(|_, owner| match owner {
+                    Owner::Handshake(peer) => !peer.is_removed(),
+                    Owner::Session(receiver) => !receiver.peer.is_removed(),
+                });
+        }
+    }
+
+    /// The peer whose handshake or session has this index.
+    pub(crate) fn peer(&self, index: u32) -> Option<Arc<PeerHandle>> {
+        match self.read(index).get(&index)? {
+            Owner::Handshake(peer) => Some(Arc::clone(peer)),
+            Owner::Session(receiver) => Some(Arc::clone(&receiver.peer)),
+        }
+    }
+
+    /// The session that has this index.
+    fn receiver(&self, index: u32) -> Option<Arc<Receiver>> {
+        match self.read(index).get(&index)? {
+            Owner::Handshake(_) => None,
+            Owner::Session(receiver) => Some(Arc::clone(receiver)),
+        }
+    }
+
+    fn read(&self, index: u32) -> RwLockReadGuard<'_, HashMap<u32, Owner>> {
+        self.shard(index)
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self, index: u32) -> RwLockWriteGuard<'_, HashMap<u32, Owner>> {
+        self.shard(index)
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn shard(&self, index: u32) -> &RwLock<HashMap<u32, Owner>> {
+        &self.shards[index as usize % SHARDS]
+    }
+}
+
+/// The sessions that one worker heard from of late.
+#[derive(Debug)]
+pub(crate) struct Recent([(u32, Weak<Receiver>); RECENT]);
+
+impl Recent {
+    pub(crate) fn new() -> Self {
+        Self(std::array::from_fn(|_| (0, Weak::new())))
+    }
+
+    /// The session that has this index. Takes a lock only when it is not among the recent ones.
+    pub(crate) fn lookup(&mut self, table: &IndexTable, index: u32) -> Option<Arc<Receiver>> {
+        let (known, receiver) = &mut self.0[(index as usize / SHARDS) % RECENT];
+        if *known == index
+            && let Some(receiver) = receiver.upgrade()
+        {
+            return Some(receiver);
+        }
+        let found = table.receiver(index)?;
+        (*known, *receiver) = (index, Arc::downgrade(&found));
+        Some(found)
+    }
+}

@@ -1,0 +1,229 @@
+//! A peer's place in the engine: its state machine behind one lock, and what needs none.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use warren_config::PublicKey;
+use warren_wireguard::time::Instant;
+use warren_wireguard::{Identity, LowOrderKey, Peer, StaticShared};
+
+/// Where a peer stands in [`crate::tables::Tables`]. Small, so that a million prefixes may name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct PeerId(pub(crate) u32);
+
+/// No deadline is armed.
+const UNARMED: u64 = u64::MAX;
+
+/// One peer.
+#[derive(Debug)]
+pub(crate) struct PeerHandle {
+    id: PeerId,
+    public_key: PublicKey,
+    state: Mutex<Peer>,
+    /// The peer is on the agenda already.
+    on_agenda: AtomicBool,
+    /// The peer is no longer configured. Set under the lock; no session is installed after that.
+    removed: AtomicBool,
+    /// The deadline for which control will wake up, in nanoseconds since boot.
+    armed: AtomicU64,
+    /// The secret shared with the identity that last had a handshake with the peer.
+    shared: Mutex<Option<(PublicKey, StaticShared)>>,
+    pub(crate) rx_bytes: AtomicU64,
+    pub(crate) tx_bytes: AtomicU64,
+}
+
+impl PeerHandle {
+    pub(crate) fn new(id: PeerId, public_key: PublicKey, state: Peer) -> Self {
+        Self {
+            id,
+            public_key,
+            state: Mutex::new(state),
+            on_agenda: AtomicBool::new(false),
+            removed: AtomicBool::new(false),
+            armed: AtomicU64::new(UNARMED),
+            shared: Mutex::new(None),
+            rx_bytes: AtomicU64::new(0),
+            tx_bytes: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) const fn id(&self) -> PeerId {
+        self.id
+    }
+
+    pub(crate) const fn public_key(&self) -> &PublicKey {
+        &self.public_key
+    }
+
+    /// Locks the state machine. Whatever is done to it, letting go puts the peer on the agenda if
+    /// it has something for control to do, now or earlier than control would look by itself.
+    pub(crate) fn lock<'a>(self: &'a Arc<Self>, agenda: &'a Agenda) -> PeerGuard<'a> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let staged_bytes = state.staged_bytes();
+        PeerGuard {
+            handle: self,
+            agenda,
+            state,
+            staged_bytes,
+            quiet: false,
+        }
+    }
+
+    /// The peer is no longer configured: ends its sessions and forgets what it had staged.
+    pub(crate) fn remove(self: &Arc<Self>, agenda: &Agenda) {
+        let mut state = self.lock(agenda);
+        self.removed.store(true, Ordering::Relaxed);
+        state.stop();
+    }
+
+    /// Whether the peer is no longer configured. Exact only while the peer is locked.
+    pub(crate) fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::Relaxed)
+    }
+
+    /// As [`Self::lock`], for control while it looks after the peer anyway.
+    pub(crate) fn lock_quietly<'a>(self: &'a Arc<Self>, agenda: &'a Agenda) -> PeerGuard<'a> {
+        let mut guard = self.lock(agenda);
+        guard.quiet = true;
+        guard
+    }
+
+    /// Control will look at the peer again at `deadline`. Answers when it would have before. To be
+    /// called with the peer locked, so that no earlier deadline slips through.
+    pub(crate) fn arm(&self, deadline: Option<Instant>) -> Option<Instant> {
+        let nanos = deadline.map_or(UNARMED, Instant::as_nanos);
+        let before = self.armed.swap(nanos, Ordering::Relaxed);
+        (before != UNARMED).then(|| Instant::from_nanos(before))
+    }
+
+    /// The secret that this peer shares with `identity`: a curve operation the first time.
+    pub(crate) fn shared_with(&self, identity: &Identity) -> Result<StaticShared, LowOrderKey> {
+        let mut cached = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((with, shared)) = &*cached
+            && with == identity.public()
+        {
+            return Ok(shared.clone());
+        }
+        let shared = identity.shared_with(&self.public_key)?;
+        *cached = Some((*identity.public(), shared.clone()));
+        Ok(shared)
+    }
+
+    /// Counts bytes that were put into datagrams for the peer.
+    pub(crate) fn sent(&self, bytes: u64) {
+        self.tx_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// A locked peer.
+pub(crate) struct PeerGuard<'a> {
+    handle: &'a Arc<PeerHandle>,
+    agenda: &'a Agenda,
+    state: MutexGuard<'a, Peer>,
+    /// What the peer held staged when it was locked.
+    staged_bytes: usize,
+    quiet: bool,
+}
+
+impl Deref for PeerGuard<'_> {
+    type Target = Peer;
+
+    fn deref(&self) -> &Peer {
+        &self.state
+    }
+}
+
+impl DerefMut for PeerGuard<'_> {
+    fn deref_mut(&mut self) -> &mut Peer {
+        &mut self.state
+    }
+}
+
+impl Drop for PeerGuard<'_> {
+    fn drop(&mut self) {
+        self.agenda
+            .staged_changed(self.staged_bytes, self.state.staged_bytes());
+        if self.quiet {
+            return;
+        }
+        let deadline = self
+            .state
+            .next_deadline()
+            .map_or(UNARMED, Instant::as_nanos);
+        if self.state.attention() || deadline < self.handle.armed.load(Ordering::Relaxed) {
+            self.agenda.add(self.handle);
+        }
+    }
+}
+
+/// Peers for which control has something to do, and the bytes that all of them hold staged.
+pub(crate) struct Agenda {
+    peers: Mutex<Vec<Arc<PeerHandle>>>,
+    staged_bytes: AtomicUsize,
+    wake: Box<dyn Fn() + Send + Sync>,
+}
+
+impl Agenda {
+    /// `wake` is called when there is something new for control to do.
+    pub(crate) fn new(wake: Box<dyn Fn() + Send + Sync>) -> Self {
+        Self {
+            peers: Mutex::new(Vec::new()),
+            staged_bytes: AtomicUsize::new(0),
+            wake,
+        }
+    }
+
+    pub(crate) fn wake(&self) {
+        (self.wake)();
+    }
+
+    /// Bytes staged by all peers together.
+    pub(crate) fn staged_bytes(&self) -> usize {
+        self.staged_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Adds a peer once; the agenda never holds more than there are peers.
+    fn add(&self, peer: &Arc<PeerHandle>) {
+        if !peer.on_agenda.swap(true, Ordering::AcqRel) {
+            self.peers
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(Arc::clone(peer));
+            self.wake();
+        }
+    }
+
+    /// Takes the peers on the agenda into `due`. A peer that is locked from now on may come again.
+    pub(crate) fn take(&self, due: &mut Vec<Arc<PeerHandle>>) {
+        due.append(&mut self.peers.lock().unwrap_or_else(PoisonError::into_inner));
+        for peer in due {
+            peer.on_agenda.store(false, Ordering::Release);
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.peers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_empty()
+    }
+
+    fn staged_changed(&self, before: usize, after: usize) {
+        if after > before {
+            self.staged_bytes
+                .fetch_add(after - before, Ordering::Relaxed);
+        } else if before > after {
+            self.staged_bytes
+                .fetch_sub(before - after, Ordering::Relaxed);
+        }
+    }
+}
+
+impl std::fmt::Debug for Agenda {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Agenda")
+            .field("staged_bytes", &self.staged_bytes)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,258 @@
+//! Changes of a running router: each whole, or not at all.
+
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+
+use ipnet::IpNet;
+use warren_config::{
+    AllowedIpChange, DeviceChange, DeviceStatus, PeerChange, PeerConfig, PeerStatus, PublicKey,
+    WallTime,
+};
+use warren_wireguard::time::Instant;
+use warren_wireguard::{AllowedIps, Identity, Peer};
+
+use super::Router;
+use crate::peer::{PeerHandle, PeerId};
+use crate::tables::Tables;
+
+impl Router {
+    /// Applies everything of a change that concerns keys and peers. It cannot fail, and no packet
+    /// sees half of it: prefixes and peers change for the workers in one step.
+    ///
+    /// A peer that stays keeps its session, also when the change replaces all peers.
+    pub fn apply(&self, change: &DeviceChange, now: Instant) {
+        let _one_at_a_time = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = Next {
+            tables: Tables::clone(&self.tables.load()),
+            removed: Vec::new(),
+        };
+        let identity_changed = next.set_identity(change);
+        let mut by_key = self.by_key.write().unwrap_or_else(PoisonError::into_inner);
+        let mut vacancy = 0;
+
+        let mut fresh = HashSet::new();
+        if change.replace_peers {
+            fresh.extend(by_key.keys().copied());
+            let named: HashSet<_> = change
+                .peers
+                .iter()
+                .filter(|peer| !peer.remove)
+                .map(|peer| peer.public_key)
+                .collect();
+            for key in fresh.iter().filter(|key| !named.contains(key)) {
+                next.remove(by_key.remove(key));
+            }
+        }
+        for peer in &change.peers {
+            if peer.remove || next.is_own_key(&peer.public_key) {
+                next.remove(by_key.remove(&peer.public_key));
+                continue;
+            }
+            // What replaces a peer says everything of it; what it does not say is unset.
+            let replace = fresh.remove(&peer.public_key);
+            let handle = match by_key.get(&peer.public_key) {
+                Some(handle) => {
+                    if replace || peer.replace_allowed_ips {
+                        next.tables.allowed_ips.remove_all(handle.id());
+                    }
+                    Arc::clone(handle)
+                }
+                None if peer.update_only => continue,
+                None => {
+                    let mut seed = [0; 8];
+                    self.fill_random(&mut seed);
+                    let state = Peer::new(peer.public_key, u64::from_ne_bytes(seed));
+                    let handle = next.add(peer.public_key, state, &mut vacancy);
+                    by_key.insert(peer.public_key, Arc::clone(&handle));
+                    handle
+                }
+            };
+            next.set_allowed_ips(handle.id(), &peer.allowed_ips);
+            self.set_peer(&handle, peer, replace, now);
+        }
+        if identity_changed {
+            if let Some(own) = next.own_key() {
+                next.remove(by_key.remove(&own));
+            }
+            for handle in by_key.values() {
+                handle.lock(&self.agenda).expire_sessions();
+            }
+        }
+        drop(by_key);
+
+        self.bury(&mut next);
+        self.tables.store(Arc::new(next.tables));
+        self.agenda.wake();
+    }
+
+    /// What comes out of the tunnel may reach these prefixes only; `None` for any.
+    pub fn set_local(&self, prefixes: Option<&[IpNet]>) {
+        let _one_at_a_time = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tables = Tables::clone(&self.tables.load());
+        tables.local = prefixes.map(|prefixes| {
+            let mut local = AllowedIps::new();
+            for prefix in prefixes {
+                local.insert(*prefix, ());
+            }
+            Arc::new(local)
+        });
+        self.tables.store(Arc::new(tables));
+    }
+
+    /// What the device is. `listen_port` and `fwmark` are the sockets' and stay zero here.
+    pub fn status(&self, now: Instant, wall: WallTime) -> DeviceStatus {
+        let tables = self.tables.load_full();
+        let mut status = DeviceStatus {
+            private_key: tables
+                .identities
+                .first()
+                .map(|identity| identity.private().clone()),
+            ..DeviceStatus::default()
+        };
+        let mut allowed_ips = vec![Vec::new(); tables.peers.len()];
+        for (prefix, id) in tables.allowed_ips.iter() {
+            allowed_ips[id.0 as usize].push(prefix);
+        }
+        for (handle, allowed_ips) in tables.peers.iter().zip(allowed_ips) {
+            let Some(handle) = handle else { continue };
+            let peer = handle.lock(&self.agenda);
+            status.peers.insert(
+                *handle.public_key(),
+                PeerStatus {
+                    config: PeerConfig {
+                        preshared_key: peer.preshared_key().cloned(),
+                        endpoints: peer.endpoints().to_vec(),
+                        persistent_keepalive: peer.persistent_keepalive(),
+                        allowed_ips: allowed_ips.into_iter().collect(),
+                    },
+                    endpoint: peer.endpoint().map(|endpoint| endpoint.addr),
+                    last_handshake: peer.last_handshake().map(|at| {
+                        let ago = now.saturating_duration_since(at);
+                        WallTime(wall.0.saturating_sub(ago))
+                    }),
+                    rx_bytes: handle.rx_bytes.load(Ordering::Relaxed),
+                    tx_bytes: handle.tx_bytes.load(Ordering::Relaxed),
+                },
+            );
+        }
+        status
+    }
+
+    /// The interface went down: no session outlives it, and nothing is sent.
+    pub fn stop(&self) {
+        for handle in self.tables.load().peers.iter().flatten() {
+            handle.lock(&self.agenda).stop();
+        }
+    }
+
+    /// The interface came up: what keeps alive by itself begins to.
+    pub fn start(&self) {
+        for handle in self.tables.load().peers.iter().flatten() {
+            handle.lock(&self.agenda).start();
+        }
+    }
+
+    fn set_peer(&self, handle: &Arc<PeerHandle>, change: &PeerChange, replace: bool, now: Instant) {
+        let mut peer = handle.lock(&self.agenda);
+        if replace || change.preshared_key.is_some() {
+            peer.set_preshared_key(change.preshared_key.clone().flatten());
+        }
+        if replace || change.endpoints.is_some() {
+            peer.set_endpoints(change.endpoints.clone().unwrap_or_default());
+        }
+        if replace || change.persistent_keepalive.is_some() {
+            peer.set_persistent_keepalive(change.persistent_keepalive.unwrap_or(0), now);
+        }
+    }
+
+    /// Ends the removed peers' sessions. Done before the tables without them are swapped in, so
+    /// that whoever takes over a place in the tables never meets a session of its predecessor.
+    fn bury(&self, next: &mut Next) {
+        if next.removed.is_empty() {
+            return;
+        }
+        let ids: HashSet<PeerId> = next.removed.iter().map(|handle| handle.id()).collect();
+        next.tables.allowed_ips.retain(|_, id| !ids.contains(&id));
+        for handle in &next.removed {
+            handle.remove(&self.agenda);
+            self.known.forget(handle.id());
+            next.tables.peers[handle.id().0 as usize] = None;
+        }
+        self.indices.retire_removed();
+    }
+}
+
+/// The tables that a change is building.
+struct Next {
+    tables: Tables,
+    removed: Vec<Arc<PeerHandle>>,
+}
+
+impl Next {
+    /// Answers whether the device is somebody else from now on.
+    fn set_identity(&mut self, change: &DeviceChange) -> bool {
+        let Some(private_key) = &change.private_key else {
+            return false;
+        };
+        let current = self
+            .tables
+            .identities
+            .first()
+            .map(|identity| identity.private());
+        if current == private_key.as_ref() {
+            return false;
+        }
+        self.tables.identities = private_key
+            .iter()
+            .map(|key| Arc::new(Identity::new(key.clone())))
+            .collect();
+        true
+    }
+
+    fn own_key(&self) -> Option<PublicKey> {
+        self.tables
+            .identities
+            .first()
+            .map(|identity| *identity.public())
+    }
+
+    /// A device is no peer of itself, as in the kernel's driver.
+    fn is_own_key(&self, key: &PublicKey) -> bool {
+        self.own_key().as_ref() == Some(key)
+    }
+
+    /// Gives a new peer the first free place at or behind `vacancy`.
+    fn add(&mut self, key: PublicKey, state: Peer, vacancy: &mut usize) -> Arc<PeerHandle> {
+        let peers = &mut self.tables.peers;
+        while peers.get(*vacancy).is_some_and(Option::is_some) {
+            *vacancy += 1;
+        }
+        let id = PeerId(u32::try_from(*vacancy).expect("fewer than 2^32 peers"));
+        let handle = Arc::new(PeerHandle::new(id, key, state));
+        match peers.get_mut(*vacancy) {
+            Some(place) => *place = Some(Arc::clone(&handle)),
+            None => peers.push(Some(Arc::clone(&handle))),
+        }
+        handle
+    }
+
+    /// Removes a peer. Its place stays taken until the change is complete, so that its prefixes
+    /// and sessions are not mistaken for a successor's.
+    fn remove(&mut self, handle: Option<Arc<PeerHandle>>) {
+        self.removed.extend(handle);
+    }
+
+    fn set_allowed_ips(&mut self, id: PeerId, changes: &[AllowedIpChange]) {
+        for change in changes {
+            match *change {
+                AllowedIpChange::Add(prefix) => {
+                    self.tables.allowed_ips.insert(prefix, id);
+                }
+                AllowedIpChange::Remove(prefix) => {
+                    self.tables.allowed_ips.remove(&prefix, id);
+                }
+            }
+        }
+    }
+}

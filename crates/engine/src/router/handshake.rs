@@ -1,0 +1,315 @@
+//! The door for handshake messages, and what is done with those that it lets in.
+//!
+//! At the door, on a worker ([`Router::knock`]): first authenticator, the gate (limit of the
+//! source, cookie under load), then one bounded queue. Part of the queue is kept for messages from
+//! endpoints that are known, so that strangers cannot shut out peers.
+//!
+//! Behind it, on the control thread ([`Router::serve`]): all curve operations. A peer's lock is
+//! held before and after them, never during.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use warren_packet::batch::{Ecn, SendBatch, Transmit};
+use warren_wireguard::messages::{
+    self, COOKIE_REPLY_LEN, CookieReply, Handshake, INITIATION_LEN, Initiation, Message, Response,
+};
+use warren_wireguard::time::{Instant, Tai64n};
+use warren_wireguard::{Admission, Endpoint, Gate, Identity, open_initiation};
+
+use super::{Edges, Router, source_of};
+use crate::drops::Reason;
+use crate::limits::{HANDSHAKE_QUEUE, HANDSHAKE_QUEUE_KNOWN};
+use crate::peer::PeerHandle;
+use crate::tables::Tables;
+
+/// TOS of handshake messages: AF41, as in the kernel's driver, without a mark of congestion.
+const HANDSHAKE_TOS: u8 = 0x88;
+
+/// The gate and the queue behind it.
+#[derive(Debug)]
+pub(super) struct Door {
+    gate: Mutex<Gate>,
+    queue: Mutex<VecDeque<Visitor>>,
+    /// Length of the queue, to be read without its lock.
+    queued: AtomicUsize,
+}
+
+/// A handshake message that was let in.
+#[derive(Debug)]
+pub(super) struct Visitor {
+    identity: Arc<Identity>,
+    from: Endpoint,
+    len: usize,
+    bytes: [u8; INITIATION_LEN],
+}
+
+impl Door {
+    pub(super) fn new() -> Self {
+        Self {
+            gate: Mutex::new(Gate::new()),
+            queue: Mutex::new(VecDeque::new()),
+            queued: AtomicUsize::new(0),
+        }
+    }
+
+    /// Messages that wait.
+    pub(super) fn queued(&self) -> usize {
+        self.queued.load(Ordering::Relaxed)
+    }
+
+    /// The message that has waited longest.
+    pub(super) fn next(&self) -> Option<Visitor> {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let visitor = queue.pop_front();
+        self.queued.store(queue.len(), Ordering::Relaxed);
+        if queue.is_empty() {
+            // A flood's room is given back when it is over.
+            queue.shrink_to(HANDSHAKE_QUEUE / 64);
+        }
+        visitor
+    }
+
+    fn enter(&self, visitor: Visitor, known: bool) -> Result<(), Reason> {
+        let places = if known {
+            HANDSHAKE_QUEUE
+        } else {
+            HANDSHAKE_QUEUE - HANDSHAKE_QUEUE_KNOWN
+        };
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        if queue.len() >= places {
+            return Err(Reason::InHandshakeQueueFull);
+        }
+        queue.push_back(visitor);
+        self.queued.store(queue.len(), Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+impl Router {
+    /// Judges a handshake message at the door. Answers the cookie reply to send, if one is due.
+    pub(super) fn knock(
+        &self,
+        tables: &Tables,
+        message: Handshake<'_>,
+        from: Endpoint,
+        now: Instant,
+    ) -> Result<Option<[u8; COOKIE_REPLY_LEN]>, Reason> {
+        let (identity, addressed) = tables
+            .identities
+            .iter()
+            .find_map(|identity| Some((identity, identity.verify(message)?)))
+            .ok_or(Reason::InBadMac1)?;
+        let admission = self
+            .door
+            .gate
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .admit(
+                &addressed,
+                from.addr,
+                self.door.queued(),
+                now,
+                &mut |bytes| self.fill_random(bytes),
+            );
+        match admission {
+            Admission::Pass => {}
+            Admission::CookieReply(reply) => return Ok(Some(reply)),
+            Admission::Limited => return Err(Reason::InSourceLimited),
+        }
+        let answered = match message {
+            Handshake::Initiation(_) => None,
+            Handshake::Response(response) => Some(response.receiver()),
+            Handshake::CookieReply(reply) => Some(reply.receiver()),
+        };
+        let known = match answered {
+            Some(index) => self.indices.peer(index).is_some(),
+            None => self.known.contains(&from.addr),
+        };
+        let mut bytes = [0; INITIATION_LEN];
+        let len = message.bytes().len();
+        bytes[..len].copy_from_slice(message.bytes());
+        self.door.enter(
+            Visitor {
+                identity: Arc::clone(identity),
+                from,
+                len,
+                bytes,
+            },
+            known,
+        )?;
+        self.agenda.wake();
+        Ok(None)
+    }
+
+    /// Serves one message that was let in.
+    pub(super) fn serve(
+        &self,
+        visitor: &Visitor,
+        out: &mut SendBatch,
+        now: Instant,
+        edges: &mut dyn Edges,
+    ) {
+        let Ok(Message::Handshake(message)) = messages::parse(&visitor.bytes[..visitor.len]) else {
+            return;
+        };
+        let served = match message {
+            Handshake::Initiation(message) => {
+                self.serve_initiation(visitor, message, out, now, edges)
+            }
+            Handshake::Response(message) => self.serve_response(visitor, message, now),
+            Handshake::CookieReply(message) => self.serve_cookie_reply(message, now),
+        };
+        match served {
+            Ok(peer) => {
+                peer.rx_bytes
+                    .fetch_add(visitor.len as u64, Ordering::Relaxed);
+            }
+            Err(Refusal) => self.drops.count(Reason::InHandshakeRefused, 1),
+        }
+    }
+
+    fn serve_initiation(
+        &self,
+        visitor: &Visitor,
+        message: Initiation<'_>,
+        out: &mut SendBatch,
+        now: Instant,
+        edges: &mut dyn Edges,
+    ) -> Result<Arc<PeerHandle>, Refusal> {
+        let pending = open_initiation(&visitor.identity, message)?;
+        let peer = self.peer_named(pending.static_key()).ok_or(Refusal)?;
+        let initiation = pending.authenticate(&peer.shared_with(&visitor.identity)?)?;
+        let ticket = peer
+            .lock(&self.agenda)
+            .initiation_received(&initiation, visitor.from, now)?;
+        self.known.learn(peer.id(), visitor.from.addr);
+
+        let index = self.indices.allocate(&peer, || self.draw());
+        let Ok((session, response)) = ticket.respond(initiation, index, self.ephemeral()) else {
+            self.indices.retire(index);
+            return Err(Refusal);
+        };
+        {
+            let mut state = peer.lock(&self.agenda);
+            let session = state.response_created(session, &response, now)?;
+            self.indices.promote(session, &peer);
+        }
+        peer.tx_bytes
+            .fetch_add(response.len() as u64, Ordering::Relaxed);
+        put(&response, &ticket.endpoint(), peer.id().0, out, edges);
+        Ok(peer)
+    }
+
+    fn serve_response(
+        &self,
+        visitor: &Visitor,
+        message: Response<'_>,
+        now: Instant,
+    ) -> Result<Arc<PeerHandle>, Refusal> {
+        let index = message.receiver();
+        let peer = self.indices.peer(index).ok_or(Refusal)?;
+        let opener = peer.lock(&self.agenda).in_flight(index).ok_or(Refusal)?;
+        let session = opener.consume_response(message)?;
+        let mut state = peer.lock(&self.agenda);
+        let session = state.response_received(session, visitor.from, now)?;
+        self.indices.promote(session, &peer);
+        drop(state);
+        self.known.learn(peer.id(), visitor.from.addr);
+        Ok(peer)
+    }
+
+    fn serve_cookie_reply(
+        &self,
+        message: CookieReply<'_>,
+        now: Instant,
+    ) -> Result<Arc<PeerHandle>, Refusal> {
+        let peer = self.indices.peer(message.receiver()).ok_or(Refusal)?;
+        peer.lock(&self.agenda)
+            .cookie_reply_received(message, now)?;
+        Ok(peer)
+    }
+
+    /// Sends an initiation, if the peer may be sent one now.
+    pub(super) fn initiate(
+        &self,
+        peer: &Arc<PeerHandle>,
+        timestamp: Tai64n,
+        out: &mut SendBatch,
+        now: Instant,
+        edges: &mut dyn Edges,
+    ) {
+        let tables = self.tables.load();
+        let Some(identity) = tables.identities.first() else {
+            return;
+        };
+        // With a public key of low order there is no talking; the peer stays without a session.
+        let Ok(shared) = peer.shared_with(identity) else {
+            return;
+        };
+        let Some(ticket) = peer
+            .lock_quietly(&self.agenda)
+            .begin_initiation(timestamp, now)
+        else {
+            return;
+        };
+        let index = self.indices.allocate(peer, || self.draw());
+        let Ok((in_flight, initiation)) = ticket.create(identity, &shared, index, self.ephemeral())
+        else {
+            self.indices.retire(index);
+            return;
+        };
+        peer.lock_quietly(&self.agenda)
+            .initiation_created(in_flight, now);
+        peer.tx_bytes
+            .fetch_add(initiation.len() as u64, Ordering::Relaxed);
+        put(&initiation, &ticket.endpoint(), peer.id().0, out, edges);
+    }
+
+    fn draw(&self) -> u32 {
+        let mut bytes = [0; 4];
+        self.fill_random(&mut bytes);
+        u32::from_ne_bytes(bytes)
+    }
+
+    fn ephemeral(&self) -> [u8; 32] {
+        let mut bytes = [0; 32];
+        self.fill_random(&mut bytes);
+        bytes
+    }
+}
+
+/// Puts a handshake message into the batch, transmitting what is there if it is full.
+pub(super) fn put(
+    message: &[u8],
+    to: &Endpoint,
+    tag: u32,
+    out: &mut SendBatch,
+    edges: &mut dyn Edges,
+) {
+    if out.used() + message.len() > out.arena.len() {
+        edges.transmit(out);
+    }
+    let range = out.used()..out.used() + message.len();
+    out.arena[range.clone()].copy_from_slice(message);
+    out.transmits.push(Transmit {
+        range,
+        stride: message.len(),
+        remote: to.addr,
+        source: source_of(to),
+        ecn: Ecn::NotEct,
+        tos: HANDSHAKE_TOS,
+        tag,
+    });
+}
+
+/// A handshake message led nowhere. Which of the reasons it was is nobody's business but the
+/// sender's, who is not told.
+struct Refusal;
+
+impl<E: std::error::Error> From<E> for Refusal {
+    fn from(_: E) -> Self {
+        Self
+    }
+}

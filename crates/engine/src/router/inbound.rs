@@ -1,0 +1,309 @@
+//! The packet's way in, on one thread and one call stack.
+//!
+//! 1. [`Router::inbound`] takes what a UDP socket delivered, split by stride.
+//! 2. Handshake messages pass the door in `handshake.rs` and wait there for the control thread.
+//! 3. `open` finds the session of each run of records by its receiver index and opens the run in
+//!    place; no lock is held.
+//! 4. `accept` asks each session's peer, once: replay window, roaming, confirmation, timers.
+//! 5. `admit` holds each inner packet against the allowed IPs: the longest match for its source
+//!    must be this very peer. It is trimmed to its IP length.
+//! 6. [`Edges::deliver`] takes runs of one flow as one large packet each.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use warren_packet::batch::{Datagram, RecvBatch, SendBatch};
+use warren_packet::coalesce::{Coalescer, Merge};
+use warren_packet::{Ecn, ecn, ip};
+use warren_wireguard::messages::{self, DATA_HEADER, Message, TAG};
+use warren_wireguard::time::Instant;
+use warren_wireguard::{Endpoint, Record, Verdict};
+
+use super::{Edges, Router, endpoint_of, handshake};
+use crate::drops::{Reason, Tally};
+use crate::index::{Receiver, Recent};
+use crate::tables::Tables;
+
+/// Tags a transmit to someone who may be no peer.
+const NO_PEER: u32 = u32::MAX;
+
+/// What one worker's way in keeps from batch to batch. Reused, so that nothing is allocated for a
+/// packet.
+#[derive(Debug)]
+pub struct Inbound {
+    recent: Recent,
+    /// The batch's groups are the first `used` of these; the others keep their room.
+    groups: Vec<Group>,
+    used: usize,
+    counters: Vec<u64>,
+    opened: Vec<Result<(), warren_wireguard::Forged>>,
+    coalescer: Coalescer,
+    tally: Tally,
+}
+
+/// What one batch holds of one session, from one place.
+#[derive(Debug)]
+struct Group {
+    receiver: Option<Arc<Receiver>>,
+    from: Endpoint,
+    /// For [`warren_wireguard::Peer::accept`], in order.
+    records: Vec<Record>,
+    /// Where each record's plaintext lies, and its outer mark.
+    plaintexts: Vec<(Range<usize>, Ecn)>,
+    bytes: u64,
+}
+
+impl Inbound {
+    /// An empty one, whose deliveries are merged as far as `merge` says.
+    pub fn new(merge: Merge) -> Self {
+        Self {
+            recent: Recent::new(),
+            groups: Vec::new(),
+            used: 0,
+            counters: Vec::new(),
+            opened: Vec::new(),
+            coalescer: Coalescer::new(merge),
+            tally: Tally::new(),
+        }
+    }
+
+    /// The group of this session and place, made if the batch has none yet.
+    fn group(&mut self, receiver: &Arc<Receiver>, from: Endpoint) -> &mut Group {
+        let known = self.groups[..self.used].iter().rposition(|group| {
+            group.from == from
+                && group
+                    .receiver
+                    .as_ref()
+                    .is_some_and(|known| Arc::ptr_eq(known, receiver))
+        });
+        let at = known.unwrap_or_else(|| {
+            if self.used == self.groups.len() {
+                self.groups.push(Group {
+                    receiver: None,
+                    from,
+                    records: Vec::new(),
+                    plaintexts: Vec::new(),
+                    bytes: 0,
+                });
+            }
+            self.used += 1;
+            let group = &mut self.groups[self.used - 1];
+            group.receiver = Some(Arc::clone(receiver));
+            group.from = from;
+            self.used - 1
+        });
+        &mut self.groups[at]
+    }
+}
+
+impl Router {
+    /// Takes a batch of datagrams and delivers what was sealed in them.
+    ///
+    /// Answers that the door gives (cookie replies) are transmitted by way of `out`. Packets of
+    /// one flow are delivered in the order in which they are in the batch.
+    pub fn inbound(
+        &self,
+        scratch: &mut Inbound,
+        batch: &mut RecvBatch,
+        out: &mut SendBatch,
+        now: Instant,
+        edges: &mut dyn Edges,
+    ) {
+        let tables = self.tables.load();
+        let RecvBatch { arena, datagrams } = batch;
+        for datagram in datagrams.iter() {
+            self.split(scratch, &tables, arena, datagram, out, now, edges);
+        }
+        let mut groups = std::mem::take(&mut scratch.groups);
+        for group in &mut groups[..scratch.used] {
+            let Some(receiver) = group.receiver.take() else {
+                continue;
+            };
+            self.accept(scratch, &receiver, group, now);
+            self.admit(scratch, &tables, arena, &receiver, group);
+            group.records.clear();
+            group.plaintexts.clear();
+        }
+        scratch.groups = groups;
+        scratch.used = 0;
+        scratch.coalescer.finish(arena);
+        for write in scratch.coalescer.writes() {
+            edges.deliver(&write.header, arena, write.pieces);
+        }
+        scratch.coalescer.clear();
+        if !out.transmits.is_empty() {
+            edges.transmit(out);
+        }
+        self.drops.absorb(&mut scratch.tally);
+    }
+
+    /// Steps 1 and 2. Runs of records of one session go to step 3 together.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the parts of one step, each of its own kind"
+    )]
+    fn split(
+        &self,
+        scratch: &mut Inbound,
+        tables: &Tables,
+        arena: &mut [u8],
+        datagram: &Datagram,
+        out: &mut SendBatch,
+        now: Instant,
+        edges: &mut dyn Edges,
+    ) {
+        let mut run: Option<(u32, Range<usize>)> = None;
+        for record in datagram.datagrams() {
+            let data = match messages::parse(&arena[record.clone()]) {
+                Ok(Message::Data {
+                    receiver, counter, ..
+                }) => Some((receiver, counter)),
+                Ok(Message::Handshake(message)) => {
+                    let from = endpoint_of(datagram.remote, datagram.source);
+                    match self.knock(tables, message, from, now) {
+                        Ok(None) => {}
+                        Ok(Some(reply)) => {
+                            handshake::put(&reply, &from, NO_PEER, out, edges);
+                            scratch.tally.count(Reason::InCookieDemanded);
+                        }
+                        Err(reason) => scratch.tally.count(reason),
+                    }
+                    None
+                }
+                Err(_) => {
+                    scratch.tally.count(Reason::InMalformed);
+                    None
+                }
+            };
+            match (data, &mut run) {
+                (Some((receiver, _)), Some((of, range))) if *of == receiver => {
+                    range.end = record.end;
+                }
+                (data, run) => {
+                    self.open(scratch, arena, datagram, run.take());
+                    *run = data.map(|(receiver, _)| (receiver, record));
+                }
+            }
+            scratch.counters.extend(data.map(|(_, counter)| counter));
+        }
+        self.open(scratch, arena, datagram, run);
+    }
+
+    /// Step 3. The run's counters are in the scratch, one for each record.
+    fn open(
+        &self,
+        scratch: &mut Inbound,
+        arena: &mut [u8],
+        datagram: &Datagram,
+        run: Option<(u32, Range<usize>)>,
+    ) {
+        let Some((index, range)) = run else { return };
+        let counters = std::mem::take(&mut scratch.counters);
+        let Some(receiver) = scratch.recent.lookup(&self.indices, index) else {
+            scratch.tally.add(Reason::InUnknownReceiver, counters.len());
+            scratch.counters = counters;
+            scratch.counters.clear();
+            return;
+        };
+        scratch.opened.clear();
+        let stride = datagram.stride.min(range.len());
+        let opening = receiver.session.opening();
+        opening.open_run(
+            &counters,
+            &mut arena[range.clone()],
+            stride,
+            DATA_HEADER,
+            &mut scratch.opened,
+        );
+        let opened = std::mem::take(&mut scratch.opened);
+        let group = scratch.group(&receiver, endpoint_of(datagram.remote, datagram.source));
+        let mut forged = 0;
+        for (at, (&counter, opened)) in counters.iter().zip(&opened).enumerate() {
+            let start = range.start + at * stride;
+            let end = (start + stride).min(range.end);
+            if opened.is_err() {
+                forged += 1;
+                continue;
+            }
+            let plaintext = start + DATA_HEADER..end - TAG;
+            group.bytes += (end - start) as u64;
+            group.records.push(Record::new(counter, plaintext.len()));
+            group.plaintexts.push((plaintext, datagram.ecn));
+        }
+        scratch.tally.add(Reason::InForged, forged);
+        scratch.opened = opened;
+        scratch.counters = counters;
+        scratch.counters.clear();
+    }
+
+    /// Step 4: one lock.
+    fn accept(&self, scratch: &mut Inbound, receiver: &Receiver, group: &mut Group, now: Instant) {
+        let bytes = std::mem::take(&mut group.bytes);
+        if group.records.is_empty() {
+            return;
+        }
+        let accepted = receiver.peer.lock(&self.agenda).accept(
+            &receiver.session,
+            group.from,
+            &mut group.records,
+            now,
+        );
+        if accepted.moved {
+            self.known.learn(receiver.peer.id(), group.from.addr);
+        }
+        receiver.peer.rx_bytes.fetch_add(bytes, Ordering::Relaxed);
+        for record in &group.records {
+            match record.verdict {
+                Verdict::Accepted => {}
+                Verdict::Replayed => scratch.tally.count(Reason::InReplayed),
+                Verdict::Expired => scratch.tally.count(Reason::InSessionExpired),
+            }
+        }
+    }
+
+    /// Step 5.
+    fn admit(
+        &self,
+        scratch: &mut Inbound,
+        tables: &Tables,
+        arena: &mut [u8],
+        receiver: &Receiver,
+        group: &Group,
+    ) {
+        for (record, (plaintext, outer)) in group.records.iter().zip(&group.plaintexts) {
+            if record.verdict != Verdict::Accepted || plaintext.is_empty() {
+                continue;
+            }
+            let bytes = &mut arena[plaintext.clone()];
+            match admit(tables, bytes, *outer, receiver) {
+                Ok(len) => scratch
+                    .coalescer
+                    .push(arena, plaintext.start..plaintext.start + len),
+                Err(reason) => scratch.tally.count(reason),
+            }
+        }
+    }
+}
+
+/// The length of the inner packet, or why it goes no further.
+fn admit(
+    tables: &Tables,
+    bytes: &mut [u8],
+    outer: Ecn,
+    receiver: &Receiver,
+) -> Result<usize, Reason> {
+    let packet = ip::Packet::parse(bytes).map_err(|_| Reason::InInnerMalformed)?;
+    let (source, destination) = (packet.source(), packet.destination());
+    let len = packet.bytes().len();
+    if tables.allowed_ips.lookup(source) != Some(receiver.peer.id()) {
+        return Err(Reason::InWrongSource);
+    }
+    if let Some(local) = &tables.local
+        && local.lookup(destination).is_none()
+    {
+        return Err(Reason::InNotForUs);
+    }
+    ecn::apply(&mut bytes[..len], outer).map_err(|_| Reason::InEcn)?;
+    Ok(len)
+}

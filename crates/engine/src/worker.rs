@@ -1,0 +1,336 @@
+//! The threads that move packets, each between one TUN queue and one pair of UDP sockets.
+//!
+//! A packet stays on the thread that read it, from read to write. With [`Threads::Split`] a worker
+//! is two threads, one for each direction; with [`Threads::Joined`] it is one that takes turns.
+//! Nothing but the router's tables and peers is shared between them.
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use warren_packet::batch::{ReadBatch, RecvBatch, SendBatch, Transmit};
+use warren_packet::coalesce::Merge;
+use warren_packet::vnet;
+use warren_tun::Queue;
+use warren_udp::{Failure, Pair, SendReport, Socket};
+use warren_wireguard::time::Instant;
+
+use crate::clock;
+use crate::drops::Reason;
+use crate::poll::{Poller, Wake};
+use crate::router::{Edges, Inbound, Outbound, Router};
+use crate::shared::{Shared, SocketSet};
+
+/// How many packets one read of a TUN queue takes at most.
+const READ_PACKETS: usize = 64;
+/// Bytes for these: four of the largest, or as many small ones as there are.
+const READ_BYTES: usize = 4 * 65536;
+/// Bytes sealed before they are sent.
+const SEND_BYTES: usize = 5 * 65536;
+/// Messages taken from a socket at once.
+const RECV_SLOTS: usize = 8;
+/// Turns that a direction takes before it looks whether something else happened.
+const TURNS: usize = 16;
+/// How long a full socket is waited for before what it does not take is dropped.
+const SEND_PATIENCE: Duration = Duration::from_millis(1);
+
+const WAKE: u32 = 0;
+const TUN: u32 = 1;
+const V4: u32 = 2;
+const V6: u32 = 3;
+
+/// Which threads a worker has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Threads {
+    /// One for each direction: the most throughput where cores are free.
+    #[default]
+    Split,
+    /// One for both: the fewest wake-ups.
+    Joined,
+}
+
+/// A thread's share of a worker.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    shared: Arc<Shared>,
+    /// Which of the shared sockets are this worker's.
+    place: usize,
+    queue: Arc<Queue>,
+    wake: Arc<Wake>,
+    outbound: Option<OutboundPump>,
+    inbound: Option<InboundPump>,
+}
+
+/// Why a worker came to its end.
+#[derive(Debug)]
+pub(crate) enum WorkerEnd {
+    /// It was told to.
+    Stopped,
+    /// The TUN interface is gone.
+    Deleted,
+}
+
+#[derive(Debug)]
+struct OutboundPump {
+    scratch: Outbound,
+    batch: ReadBatch,
+    edges: EdgeState,
+    out: SendBatch,
+}
+
+#[derive(Debug)]
+struct InboundPump {
+    scratch: Inbound,
+    batch: RecvBatch,
+    edges: EdgeState,
+    out: SendBatch,
+}
+
+impl OutboundPump {
+    fn new() -> Self {
+        Self {
+            scratch: Outbound::new(),
+            batch: ReadBatch::new(READ_BYTES, READ_PACKETS),
+            edges: EdgeState::default(),
+            out: SendBatch::new(SEND_BYTES, READ_PACKETS),
+        }
+    }
+}
+
+impl InboundPump {
+    fn new(merge: Merge) -> Self {
+        Self {
+            scratch: Inbound::new(merge),
+            batch: RecvBatch::new(RECV_SLOTS),
+            edges: EdgeState::default(),
+            // Only cookie replies leave by this way.
+            out: SendBatch::new(4096, 64),
+        }
+    }
+}
+
+/// Which directions a thread serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Directions {
+    Both,
+    Out,
+    In,
+}
+
+impl Worker {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        place: usize,
+        queue: Arc<Queue>,
+        wake: Arc<Wake>,
+        directions: Directions,
+        merge: Merge,
+    ) -> Self {
+        Self {
+            shared,
+            place,
+            queue,
+            wake,
+            outbound: (directions != Directions::In).then(OutboundPump::new),
+            inbound: (directions != Directions::Out).then(|| InboundPump::new(merge)),
+        }
+    }
+
+    /// Moves packets until it is told to stop or the interface is gone.
+    pub(crate) fn run(mut self) -> io::Result<WorkerEnd> {
+        let mut poller = Poller::new()?;
+        poller.add(&*self.wake, WAKE)?;
+        if self.outbound.is_some() {
+            poller.add(&*self.queue, TUN)?;
+        }
+        let mut sockets = self.shared.sockets.load_full();
+        self.listen(&poller, &sockets)?;
+        loop {
+            let ready = poller.wait()?;
+            if ready.has(WAKE) {
+                self.wake.drain();
+                if self.shared.is_stopping() {
+                    return Ok(WorkerEnd::Stopped);
+                }
+                let current = self.shared.sockets.load_full();
+                if !Arc::ptr_eq(&current, &sockets) {
+                    self.mute(&poller, &sockets)?;
+                    self.listen(&poller, &current)?;
+                    sockets = current;
+                }
+            }
+            let pair = sockets.pair(self.place);
+            for _ in 0..TURNS {
+                let mut more = false;
+                if ready.has(TUN) {
+                    match self.turn_out(pair) {
+                        Ok(full) => more |= full,
+                        Err(error) if warren_tun::is_deleted(&error) => {
+                            return Ok(WorkerEnd::Deleted);
+                        }
+                        // An interface that is down has nothing to read and says so as an error.
+                        Err(_) => {}
+                    }
+                }
+                if ready.has(V4) {
+                    more |= self.turn_in(pair, pair.v4.as_ref());
+                }
+                if ready.has(V6) {
+                    more |= self.turn_in(pair, pair.v6.as_ref());
+                }
+                if !more {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// One batch from the TUN queue. Answers whether there may be more.
+    fn turn_out(&mut self, pair: &Pair) -> io::Result<bool> {
+        let Some(pump) = &mut self.outbound else {
+            return Ok(false);
+        };
+        pump.batch.clear();
+        if self.queue.read(&mut pump.batch)? == 0 {
+            return Ok(false);
+        }
+        let router = &self.shared.router;
+        let OutboundPump {
+            scratch,
+            batch,
+            edges,
+            out,
+        } = pump;
+        let now = clock::now();
+        let mut edges = WorkerEdges {
+            router,
+            pair,
+            queue: &self.queue,
+            state: edges,
+            now,
+        };
+        router.outbound(scratch, batch, out, now, &mut edges);
+        Ok(batch.spare().is_none())
+    }
+
+    /// One batch from a socket. Answers whether there may be more.
+    fn turn_in(&mut self, pair: &Pair, socket: Option<&Socket>) -> bool {
+        let (Some(pump), Some(socket)) = (&mut self.inbound, socket) else {
+            return false;
+        };
+        pump.batch.clear();
+        // Errors of a socket are counted where they happen, and end nothing.
+        if !matches!(socket.recv(&mut pump.batch), Ok(messages) if messages > 0) {
+            return false;
+        }
+        let router = &self.shared.router;
+        let InboundPump {
+            scratch,
+            batch,
+            edges,
+            out,
+        } = pump;
+        let now = clock::now();
+        let mut edges = WorkerEdges {
+            router,
+            pair,
+            queue: &self.queue,
+            state: edges,
+            now,
+        };
+        router.inbound(scratch, batch, out, now, &mut edges);
+        batch.datagrams.len() == batch.slots()
+    }
+
+    fn listen(&self, poller: &Poller, sockets: &SocketSet) -> io::Result<()> {
+        if self.inbound.is_some() {
+            let pair = sockets.pair(self.place);
+            for (socket, token) in [(&pair.v4, V4), (&pair.v6, V6)] {
+                if let Some(socket) = socket {
+                    poller.add(socket, token)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn mute(&self, poller: &Poller, sockets: &SocketSet) -> io::Result<()> {
+        if self.inbound.is_some() {
+            let pair = sockets.pair(self.place);
+            for socket in [&pair.v4, &pair.v6].into_iter().flatten() {
+                poller.remove(socket)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What [`WorkerEdges`] keeps from batch to batch.
+#[derive(Debug, Default)]
+pub(crate) struct EdgeState {
+    report: SendReport,
+}
+
+/// A worker's descriptors as the router sees them.
+pub(crate) struct WorkerEdges<'a> {
+    pub(crate) router: &'a Router,
+    pub(crate) pair: &'a Pair,
+    pub(crate) queue: &'a Queue,
+    pub(crate) state: &'a mut EdgeState,
+    pub(crate) now: Instant,
+}
+
+impl Edges for WorkerEdges<'_> {
+    fn transmit(&mut self, batch: &mut SendBatch) {
+        let SendBatch { arena, transmits } = batch;
+        // One call for each run of one family; nearly always that is one call.
+        for run in transmits.chunk_by_mut(|a, b| a.remote.is_ipv4() == b.remote.is_ipv4()) {
+            let v4 = run
+                .first()
+                .is_some_and(|transmit| transmit.remote.is_ipv4());
+            match if v4 { &self.pair.v4 } else { &self.pair.v6 } {
+                Some(socket) => self.send(socket, arena, run),
+                None => self.router.dropped(Reason::OutNoSocket, datagrams(run)),
+            }
+        }
+        transmits.clear();
+    }
+
+    fn deliver(&mut self, header: &vnet::Header, arena: &[u8], pieces: &[Range<usize>]) {
+        if self.queue.write(header, arena, pieces).is_err() {
+            self.router.dropped(Reason::InTunRefused, 1);
+        }
+    }
+}
+
+impl WorkerEdges<'_> {
+    fn send(&mut self, socket: &Socket, arena: &[u8], mut left: &mut [Transmit]) {
+        let now = Duration::from_nanos(self.now.as_nanos());
+        loop {
+            let finished = socket.send(now, arena, left, &mut self.state.report);
+            left = &mut left[finished..];
+            for failed in self.state.report.drain() {
+                if failed.kind == Failure::SourceGone {
+                    self.router.source_gone(failed.tag);
+                } else {
+                    self.router
+                        .dropped(Reason::OutSocketRefused, failed.datagrams);
+                }
+            }
+            if left.is_empty() {
+                return;
+            }
+            if finished == 0 && !socket.wait_writable(SEND_PATIENCE) {
+                return self.router.dropped(Reason::OutSocketFull, datagrams(left));
+            }
+        }
+    }
+}
+
+fn datagrams(transmits: &[Transmit]) -> u64 {
+    transmits
+        .iter()
+        .map(|transmit| transmit.datagrams().len() as u64)
+        .sum()
+}
