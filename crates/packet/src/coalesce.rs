@@ -171,6 +171,10 @@ impl Coalescer {
     /// If the range is not within the arena.
     pub fn push(&mut self, arena: &[u8], packet: Range<usize>) {
         let bytes = &arena[packet.clone()];
+        if !self.merge.tcp && !self.merge.udp {
+            self.begin(packet, None);
+            return;
+        }
         let Some(candidate) = Candidate::of(bytes) else {
             self.close_between(arena, bytes);
             self.begin(packet, None);
@@ -894,6 +898,18 @@ mod tests {
         let second = flow.packet(&[1, 2]);
         assert_eq!(joined(&[first.clone(), second.clone()]), [2]);
         put16(&mut first, 36, 0xffff);
+        testing::assert_valid(&first);
+        assert_eq!(joined(&[first, second]), [1, 1]);
+
+        // Likewise an IPv4 header.
+        let mut flow = Flow::udp4();
+        flow.id = flow.id.wrapping_add(be16(&flow.packet(&[1; 9]), 10));
+        let mut first = flow.packet(&[1; 9]);
+        assert_eq!(be16(&first, 10), 0);
+        flow.id += 1;
+        let second = flow.packet(&[2; 9]);
+        assert_eq!(joined(&[first.clone(), second.clone()]), [2]);
+        put16(&mut first, 10, 0xffff);
         testing::assert_valid(&first);
         assert_eq!(joined(&[first, second]), [1, 1]);
     }

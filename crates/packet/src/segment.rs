@@ -144,11 +144,6 @@ impl<'a> Segments<'a> {
         }
     }
 
-    /// Whether there is nothing. Never so; here since [`Self::len`] is.
-    pub fn is_empty(&self) -> bool {
-        false
-    }
-
     /// Write a packet to the beginning of `out`, and tell its length.
     ///
     /// # Panics
