@@ -1,0 +1,228 @@
+//! What is there: the part of the host's state that planning looks at.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use crate::connection::{Connection, KernelError};
+use crate::nft::Found;
+use crate::owned::Claim;
+use crate::route::{self, Address, Family, Link, MAIN_TABLE, Route, RouteKind, Rule};
+
+/// The host as it was found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Observed {
+    /// All interfaces, by index.
+    pub links: BTreeMap<u32, Link>,
+    /// All addresses.
+    pub addresses: BTreeSet<Address>,
+    /// The routes of every table that is claimed, in the kernel's order.
+    pub routes: Vec<Route>,
+    /// Those rules that have a shape that this crate makes, whoever made them.
+    pub rules: Vec<Rule>,
+    /// The families that the kernel routes.
+    pub families: BTreeSet<Family>,
+    /// The nftables tables that are claimed, by name.
+    pub tables: BTreeMap<String, Found>,
+    /// What nftables can do here.
+    pub nftables: Nftables,
+}
+
+/// What nftables can do on this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Nftables {
+    /// The fence, with these features.
+    Present(Features),
+    /// Nothing, and why. The rules and blackholes are the only fence.
+    Absent(String),
+}
+
+/// What not every kernel's nftables can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Features {
+    /// Judges the sources of own prefixes by their way back (the `fib` expression, Linux 4.10).
+    pub way_back: bool,
+    /// Keeps others from changing the table while the daemon lives (Linux 6.9).
+    pub exclusive: bool,
+}
+
+impl Default for Nftables {
+    fn default() -> Self {
+        Self::Absent("not asked".to_owned())
+    }
+}
+
+/// What around the tunnel must not fall into the mesh's prefixes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Surroundings {
+    /// Addresses of all interfaces but the tunnel's and the loopback, with their interface's name.
+    pub addresses: BTreeMap<IpAddr, String>,
+    /// Next hops of default routes.
+    pub gateways: BTreeSet<IpAddr>,
+    /// Where names are resolved.
+    pub resolvers: BTreeSet<IpAddr>,
+}
+
+/// Sockets to the kernel.
+pub(crate) struct Kernel {
+    pub(crate) route: Connection,
+    /// Absent where the kernel has no netfilter netlink, with its words.
+    pub(crate) netfilter: Result<Connection, String>,
+    /// What no transaction has shown to be missing yet, and no option has switched off.
+    pub(crate) features: Features,
+}
+
+impl Kernel {
+    pub(crate) fn open() -> Result<Self, KernelError> {
+        Ok(Self {
+            route: Connection::route()?,
+            netfilter: Connection::netfilter().map_err(|error| error.to_string()),
+            features: Features {
+                way_back: true,
+                exclusive: true,
+            },
+        })
+    }
+
+    /// Looks at the host, and at what of it these claims name.
+    pub(crate) fn observe<'a>(
+        &mut self,
+        claims: impl Iterator<Item = &'a Claim>,
+    ) -> Result<Observed, KernelError> {
+        let claims: Vec<&Claim> = claims.collect();
+        let mut observed = Observed::default();
+        for link in self.route.dump(&route::dump_links())? {
+            if let Some(link) = Link::parse(&link) {
+                observed.links.insert(link.index, link);
+            }
+        }
+        let addresses = self.route.dump(&route::dump_addresses())?;
+        observed.addresses = addresses
+            .iter()
+            .filter_map(|raw| Address::parse(raw))
+            .collect();
+        let tables: BTreeSet<u32> = claims.iter().map(|claim| claim.table).collect();
+        for family in Family::ALL {
+            match self.route.dump(&route::dump_rules(family)) {
+                Ok(rules) => {
+                    observed.families.insert(family);
+                    observed
+                        .rules
+                        .extend(rules.iter().filter_map(|raw| Rule::parse(raw)));
+                }
+                // A kernel without this family has nothing of it to fence.
+                Err(error) if [libc::EAFNOSUPPORT, libc::EOPNOTSUPP].contains(&error.errno()) => {
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            for table in &tables {
+                let routes = self.routes(family, *table)?;
+                observed.routes.extend(routes);
+            }
+        }
+        observed.nftables = match self.tables(&claims, &mut observed.tables) {
+            Ok(()) => Nftables::Present(self.features),
+            Err(reason) => Nftables::Absent(reason),
+        };
+        Ok(observed)
+    }
+
+    fn routes(&mut self, family: Family, table: u32) -> Result<Vec<Route>, KernelError> {
+        let routes = match self.route.dump(&route::dump_routes(family, table)) {
+            Ok(routes) => routes,
+            // A table that nobody has used yet.
+            Err(error) if error.errno() == libc::ENOENT => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        let routes = routes.iter().filter_map(|raw| Route::parse(raw));
+        Ok(routes.filter(|route| route.table == table).collect())
+    }
+
+    fn tables(
+        &mut self,
+        claims: &[&Claim],
+        tables: &mut BTreeMap<String, Found>,
+    ) -> Result<(), String> {
+        let netfilter = self.netfilter.as_mut().map_err(|reason| reason.clone())?;
+        for claim in claims {
+            let name = claim.nftables();
+            let found = Found::read(netfilter, &name).map_err(|error| error.to_string())?;
+            if let Some(found) = found {
+                tables.insert(name, found);
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at what is around the tunnel of this name; `resolv_conf` is the resolver's file.
+    pub(crate) fn surroundings(
+        &mut self,
+        interface: &str,
+        resolv_conf: &str,
+    ) -> Result<Surroundings, KernelError> {
+        let observed = self.observe(std::iter::empty())?;
+        let mut surroundings = Surroundings {
+            resolvers: resolvers(resolv_conf),
+            ..Surroundings::default()
+        };
+        for address in &observed.addresses {
+            let name = observed
+                .links
+                .get(&address.interface)
+                .map(|link| link.name.as_str());
+            let ip = address.address.addr();
+            let elsewhere = name.filter(|name| *name != interface && !ip.is_loopback());
+            if let Some(name) = elsewhere {
+                surroundings.addresses.insert(ip, name.to_owned());
+            }
+        }
+        for family in &observed.families {
+            let routes = self.routes(*family, MAIN_TABLE)?;
+            let unicast = |route: &Route| matches!(route.kind, RouteKind::Unicast(_));
+            let default = routes
+                .iter()
+                .filter(|route| route.destination.prefix_len() == 0 && unicast(route));
+            surroundings
+                .gateways
+                .extend(default.filter_map(|route| route.gateway));
+        }
+        Ok(surroundings)
+    }
+}
+
+/// The name servers of a `resolv.conf`.
+fn resolvers(resolv_conf: &str) -> BTreeSet<IpAddr> {
+    let server = |line: &str| {
+        let address = line.trim().strip_prefix("nameserver")?.trim();
+        // A zone may follow a link-local address.
+        address.split('%').next()?.parse().ok()
+    };
+    resolv_conf.lines().filter_map(server).collect()
+}
+
+impl Observed {
+    /// The interface of this name.
+    pub fn link(&self, name: &str) -> Option<&Link> {
+        self.links.values().find(|link| link.name == name)
+    }
+
+    /// Packets that the fence of this claim has dropped, by counter.
+    pub fn drops(&self, claim: &Claim) -> BTreeMap<String, u64> {
+        let table = self.tables.get(&claim.nftables());
+        table
+            .map(|table| table.counters().clone())
+            .unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resolvers_are_read_as_the_c_library_reads_them() {
+        let file = "# a comment\nsearch example.com\nnameserver 10.0.0.1\n nameserver\tfd00::1%eth0\nnameserver what\n";
+        let expected = ["10.0.0.1", "fd00::1"].map(|ip| ip.parse().expect("an address"));
+        assert_eq!(resolvers(file), BTreeSet::from(expected));
+    }
+}

@@ -1,0 +1,224 @@
+//! What on this host is ours, kept in the state directory, and the fence file beside it.
+//!
+//! A claim is written before anything of it is made, and taken out after all of it is gone. So
+//! whatever moment the daemon dies at, the file names at least what is there.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::path::Path;
+
+use ipnet::IpNet;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use warren_config::{Fence, HostConfig};
+
+use crate::fence;
+
+/// Of both files. A file of another version is refused, not guessed at.
+const VERSION: u32 = 1;
+const OWNED: &str = "owned.json";
+const FENCE: &str = "fence.json";
+
+/// Everything on this host that is ours.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Owned {
+    /// One for each tunnel that was ever set up and not yet removed whole.
+    pub claims: BTreeSet<Claim>,
+}
+
+/// What one tunnel has on the host, by the names under which it can be found.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Claim {
+    /// The TUN interface, with its addresses and settings; also names the nftables table.
+    pub interface: String,
+    /// The routing table, with all that is in it.
+    pub table: u32,
+    /// The rules from two before to one after this preference that have the shape of ours.
+    pub rule_priority: u32,
+}
+
+impl Claim {
+    /// What a tunnel that is configured like this has.
+    pub fn of(config: &HostConfig) -> Self {
+        Self {
+            interface: config.interface.clone(),
+            table: config.table,
+            rule_priority: config.rule_priority,
+        }
+    }
+
+    /// The name of the nftables table.
+    pub fn nftables(&self) -> String {
+        fence::table_name(&self.interface)
+    }
+}
+
+/// Why a file of the state directory is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// It cannot be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// Which file.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is not what this program writes.
+    #[error("{path} is not a file of this program: {source}")]
+    Content {
+        /// Which file.
+        path: String,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// It is of a version that this program does not know.
+    #[error("{path} is of version {found}; this program knows version {VERSION}")]
+    Version {
+        /// Which file.
+        path: String,
+        /// Its version.
+        found: u32,
+    },
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OwnedFile {
+    version: u32,
+    claims: BTreeSet<Claim>,
+}
+
+impl Owned {
+    /// What the state directory says; nothing where there is no file yet.
+    pub fn load(directory: &Path) -> Result<Self, StateError> {
+        let file: Option<OwnedFile> = read(&directory.join(OWNED))?;
+        let claims = file.map(|file| file.claims).unwrap_or_default();
+        Ok(Self { claims })
+    }
+
+    pub(crate) fn save(&self, directory: &Path) -> Result<(), StateError> {
+        let file = OwnedFile {
+            version: VERSION,
+            claims: self.claims.clone(),
+        };
+        write(&directory.join(OWNED), &file)
+    }
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FenceFile {
+    version: u32,
+    interface: String,
+    table: u32,
+    rule_priority: u32,
+    fwmark: u32,
+    addresses: BTreeSet<IpAddr>,
+    mesh: BTreeSet<IpNet>,
+    local: BTreeSet<IpNet>,
+}
+
+/// Writes what the fence needs to know, if it is not there already.
+pub(crate) fn save_fence(directory: &Path, config: &HostConfig) -> Result<(), StateError> {
+    let path = directory.join(FENCE);
+    let file = FenceFile {
+        version: VERSION,
+        interface: config.interface.clone(),
+        table: config.table,
+        rule_priority: config.rule_priority,
+        fwmark: config.fwmark,
+        addresses: config.addresses.clone(),
+        mesh: config.fence.mesh.clone(),
+        local: config.fence.local.clone(),
+    };
+    // One that cannot be read is written anew.
+    match read::<FenceFile>(&path) {
+        Ok(Some(found)) if found == file => Ok(()),
+        _ => write(&path, &file),
+    }
+}
+
+/// The host as the fence file knows it: no routes into the tunnel, and no link.
+pub(crate) fn load_fence(directory: &Path) -> Result<Option<HostConfig>, StateError> {
+    let file: Option<FenceFile> = read(&directory.join(FENCE))?;
+    Ok(file.map(|file| HostConfig {
+        interface: file.interface,
+        mtu: 0,
+        addresses: file.addresses,
+        table: file.table,
+        rule_priority: file.rule_priority,
+        fwmark: file.fwmark,
+        routes: BTreeSet::new(),
+        fence: Fence {
+            mesh: file.mesh,
+            local: file.local,
+        },
+    }))
+}
+
+/// Removes both files.
+pub(crate) fn forget(directory: &Path) -> Result<(), StateError> {
+    for name in [FENCE, OWNED] {
+        let path = directory.join(name);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(io_error(&path, source));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StateError> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: u32,
+    }
+    let text = match fs::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(io_error(path, source)),
+    };
+    let content = |source| StateError::Content {
+        path: path.display().to_string(),
+        source,
+    };
+    let found = serde_json::from_slice::<Versioned>(&text)
+        .map_err(content)?
+        .version;
+    if found != VERSION {
+        let path = path.display().to_string();
+        return Err(StateError::Version { path, found });
+    }
+    serde_json::from_slice(&text).map(Some).map_err(content)
+}
+
+/// Replaces the file whole: a reader, or the next boot, sees the old one or the new one.
+fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), StateError> {
+    let text = serde_json::to_vec_pretty(value).expect("plain data has a JSON form");
+    let next = path.with_extension("json.new");
+    let attempt = || -> io::Result<()> {
+        let mut file = File::create(&next)?;
+        file.write_all(&text)?;
+        file.write_all(b"\n")?;
+        file.sync_all()?;
+        fs::rename(&next, path)?;
+        match path.parent() {
+            Some(directory) => File::open(directory)?.sync_all(),
+            None => Ok(()),
+        }
+    };
+    attempt().map_err(|source| io_error(path, source))
+}
+
+fn io_error(path: &Path, source: io::Error) -> StateError {
+    StateError::Io {
+        path: path.display().to_string(),
+        source,
+    }
+}

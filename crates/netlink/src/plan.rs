@@ -1,0 +1,404 @@
+//! From what is there to what should be: the changes, in the order in which to make them.
+//!
+//! Pure. The order is that of the fence: what closes comes before what opens, the link is set up
+//! when both fences stand, and routes lead into the tunnel last.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use ipnet::IpNet;
+use warren_config::HostConfig;
+
+use crate::fence::{self, BLACKHOLE_METRIC, COMMENT, ROUTE_METRIC};
+use crate::nft::Table;
+use crate::observe::{Nftables, Observed};
+use crate::owned::{Claim, Owned};
+use crate::route::{
+    Action, Address, Family, LOCAL_TABLE, Link, MAIN_TABLE, PROTOCOL_KERNEL, Route, RouteKind, Rule,
+};
+
+/// `rp_filter` of the tunnel: loose. The effective value is the larger of this and that of `all`, so
+/// zero would not do where `all` is strict.
+const LOOSE: u32 = 2;
+
+/// One change to the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Puts the nftables table in the place of whatever has its name, at once.
+    ReplaceTable(Box<Table>),
+    /// Keeps others from changing the nftables table of this name, which stands.
+    AdoptTable(String),
+    /// Removes the nftables table of this name.
+    RemoveTable(String),
+    /// Adds a rule.
+    AddRule(Rule),
+    /// Removes a rule.
+    RemoveRule(Rule),
+    /// Adds a route, in the place of one with its destination and metric.
+    AddRoute(Route),
+    /// Removes a route.
+    RemoveRoute(Route),
+    /// Sets the MTU of the interface of this index.
+    SetMtu(u32, u32),
+    /// Sets `rp_filter` of the interface of this index.
+    SetReversePathFilter(u32, u32),
+    /// Stops the kernel from giving the interface of this index a link-local address.
+    SetNoLinkLocal(u32),
+    /// Adds an address.
+    AddAddress(Address),
+    /// Removes an address.
+    RemoveAddress(Address),
+    /// Sets the interface of this index up.
+    SetUp(u32),
+    /// Removes the interface of this index.
+    RemoveLink(u32),
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ReplaceTable(table) => write!(f, "put table inet {} in place", table.name),
+            Self::AdoptTable(name) => write!(f, "adopt table inet {name}"),
+            Self::RemoveTable(name) => write!(f, "remove table inet {name}"),
+            Self::AddRule(rule) => write!(f, "add rule {rule}"),
+            Self::RemoveRule(rule) => write!(f, "remove rule {rule}"),
+            Self::AddRoute(route) => write!(f, "add route {route}"),
+            Self::RemoveRoute(route) => write!(f, "remove route {route}"),
+            Self::SetMtu(index, mtu) => write!(f, "set the MTU of interface {index} to {mtu}"),
+            Self::SetReversePathFilter(index, value) => {
+                write!(f, "set rp_filter of interface {index} to {value}")
+            }
+            Self::SetNoLinkLocal(index) => {
+                write!(f, "give interface {index} no link-local address")
+            }
+            Self::AddAddress(address) => {
+                write!(
+                    f,
+                    "add address {} to interface {}",
+                    address.address, address.interface
+                )
+            }
+            Self::RemoveAddress(address) => {
+                write!(
+                    f,
+                    "remove address {} from interface {}",
+                    address.address, address.interface
+                )
+            }
+            Self::SetUp(index) => write!(f, "set interface {index} up"),
+            Self::RemoveLink(index) => write!(f, "remove interface {index}"),
+        }
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let family = match self.family {
+            Family::V4 => "IPv4",
+            Family::V6 => "IPv6",
+        };
+        write!(f, "{family} {}:", self.priority)?;
+        if let Some(mark) = self.unmarked {
+            write!(f, " not fwmark {mark:#x}")?;
+        }
+        if let Some(to) = self.to {
+            write!(f, " to {to}")?;
+        }
+        match self.action {
+            Action::Lookup { table, suppress } => {
+                write!(f, " lookup {table}")?;
+                suppress.map_or(Ok(()), |length| {
+                    write!(f, " suppress_prefixlength {length}")
+                })
+            }
+            Action::Blackhole => write!(f, " blackhole"),
+        }
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.kind {
+            RouteKind::Unicast(interface) => {
+                write!(f, "{} by interface {interface}", self.destination)?;
+            }
+            RouteKind::Blackhole => write!(f, "blackhole {}", self.destination)?,
+            RouteKind::Other(kind) => write!(f, "{} of type {kind}", self.destination)?,
+        }
+        if let Some(gateway) = self.gateway {
+            write!(f, " via {gateway}")?;
+        }
+        write!(f, " table {} metric {}", self.table, self.metric)
+    }
+}
+
+/// What to change so that the host is as it should be, and nothing is left of claims that
+/// no longer are.
+///
+/// Empty when all is as it should be. What needs the link is left out while there is none.
+pub fn plan(observed: &Observed, config: &HostConfig, owned: &Owned) -> Vec<Change> {
+    let mut changes = Vec::new();
+    let link = tunnel(observed, &config.interface);
+    let wanted = wanted_routes(observed, config, link);
+    // A route of somebody else in our table may lead outside: first of all.
+    changes.extend(wrong_routes(observed, config.table, &wanted).map(Change::RemoveRoute));
+    changes.extend(plan_fence(observed, config));
+    if let Some(link) = link {
+        plan_link(observed, config, link, &mut changes);
+    }
+    let tunnel_routes = wanted
+        .iter()
+        .filter(|route| route.kind != RouteKind::Blackhole);
+    let missing = tunnel_routes.filter(|route| !observed.routes.contains(route));
+    changes.extend(missing.copied().map(Change::AddRoute));
+
+    let current = Claim::of(config);
+    let rules: Vec<Rule> = wanted_rules(observed, config).collect();
+    let claims = owned.claims.iter().chain([&current]);
+    let priorities: BTreeSet<u32> = claims.map(|claim| claim.rule_priority).collect();
+    let stale = |rule: &&Rule| {
+        priorities.iter().any(|priority| is_ours(rule, *priority)) && !rules.contains(rule)
+    };
+    changes.extend(
+        observed
+            .rules
+            .iter()
+            .filter(stale)
+            .copied()
+            .map(Change::RemoveRule),
+    );
+    for claim in &owned.claims {
+        if claim.table != current.table {
+            let routes = observed
+                .routes
+                .iter()
+                .filter(|route| route.table == claim.table);
+            changes.extend(routes.copied().map(Change::RemoveRoute));
+        }
+        if claim.interface != current.interface {
+            plan_removal_by_name(observed, claim, &mut changes);
+        }
+    }
+    changes
+}
+
+/// What to change so that both fences stand. Only adds; needs no link.
+pub fn plan_fence(observed: &Observed, config: &HostConfig) -> Vec<Change> {
+    let mut changes = Vec::new();
+    if let Nftables::Present(features) = observed.nftables {
+        let table = fence::table(config, features);
+        let found = observed
+            .tables
+            .get(&table.name)
+            .filter(|found| table.is(found));
+        match found {
+            Some(found) if !features.exclusive || found.has_owner() => {}
+            Some(found) if found.is_orphan() => changes.push(Change::AdoptTable(table.name)),
+            // One that was never anybody's cannot be adopted.
+            _ => changes.push(Change::ReplaceTable(Box::new(table))),
+        }
+    }
+    let blackholes = wanted_blackholes(observed, config);
+    let missing = blackholes.filter(|route| !observed.routes.contains(route));
+    changes.extend(missing.map(Change::AddRoute));
+    let missing = wanted_rules(observed, config).filter(|rule| !observed.rules.contains(rule));
+    changes.extend(missing.map(Change::AddRule));
+    changes
+}
+
+/// What to change so that nothing is left of what is ours.
+pub fn plan_uninstall(observed: &Observed, owned: &Owned) -> Vec<Change> {
+    let mut changes = Vec::new();
+    for claim in &owned.claims {
+        let rules = observed
+            .rules
+            .iter()
+            .filter(|rule| is_ours(rule, claim.rule_priority));
+        changes.extend(rules.copied().map(Change::RemoveRule));
+        let routes = observed
+            .routes
+            .iter()
+            .filter(|route| route.table == claim.table);
+        changes.extend(routes.copied().map(Change::RemoveRoute));
+        plan_removal_by_name(observed, claim, &mut changes);
+    }
+    changes
+}
+
+/// The interface and the nftables table of a claim.
+fn plan_removal_by_name(observed: &Observed, claim: &Claim, changes: &mut Vec<Change>) {
+    changes.extend(tunnel(observed, &claim.interface).map(|link| Change::RemoveLink(link.index)));
+    let name = claim.nftables();
+    let ours = observed
+        .tables
+        .get(&name)
+        .is_some_and(|found| found.has_comment(COMMENT));
+    changes.extend(ours.then_some(Change::RemoveTable(name)));
+}
+
+fn plan_link(observed: &Observed, config: &HostConfig, link: &Link, changes: &mut Vec<Change>) {
+    let index = link.index;
+    if link.mtu != config.mtu {
+        changes.push(Change::SetMtu(index, config.mtu));
+    }
+    if link.reverse_path_filter.is_some_and(|value| value != LOOSE) {
+        changes.push(Change::SetReversePathFilter(index, LOOSE));
+    }
+    if link.makes_link_local == Some(true) {
+        changes.push(Change::SetNoLinkLocal(index));
+    }
+    let address = |ip| Address {
+        interface: index,
+        address: IpNet::from(ip),
+    };
+    let wanted: BTreeSet<Address> = config.addresses.iter().copied().map(address).collect();
+    let present = observed
+        .addresses
+        .iter()
+        .filter(|address| address.interface == index);
+    let wrong = present.filter(|address| !wanted.contains(address));
+    changes.extend(wrong.copied().map(Change::RemoveAddress));
+    let routed = |address: &&Address| observed.families.contains(&Family::of(&address.address));
+    let missing = wanted.difference(&observed.addresses).filter(routed);
+    changes.extend(missing.copied().map(Change::AddAddress));
+    if !link.up {
+        changes.push(Change::SetUp(index));
+    }
+}
+
+/// The interface of this name, if it is one that can be a tunnel of ours.
+pub(crate) fn tunnel<'a>(observed: &'a Observed, name: &str) -> Option<&'a Link> {
+    observed
+        .link(name)
+        .filter(|link| link.kind.as_deref() == Some("tun"))
+}
+
+fn wanted_rules(observed: &Observed, config: &HostConfig) -> impl Iterator<Item = Rule> {
+    observed
+        .families
+        .iter()
+        .flat_map(|family| fence::rules(config, *family))
+}
+
+fn wanted_blackholes(observed: &Observed, config: &HostConfig) -> impl Iterator<Item = Route> {
+    let routed = |route: &Route| observed.families.contains(&Family::of(&route.destination));
+    fence::blackholes(config).into_iter().filter(routed)
+}
+
+/// Everything that should be in our table.
+fn wanted_routes(observed: &Observed, config: &HostConfig, link: Option<&Link>) -> Vec<Route> {
+    let source = |family| {
+        let mut addresses = config.addresses.iter();
+        addresses
+            .find(|address| Family::of(&IpNet::from(**address)) == family)
+            .copied()
+    };
+    let routed = |prefix: &&IpNet| observed.families.contains(&Family::of(prefix));
+    let route = |prefix: &IpNet, link: &Link| Route {
+        table: config.table,
+        destination: prefix.trunc(),
+        metric: ROUTE_METRIC,
+        kind: RouteKind::Unicast(link.index),
+        gateway: None,
+        source: source(Family::of(prefix)),
+        complex: false,
+    };
+    let tunnel = link.into_iter().flat_map(|link| {
+        config
+            .routes
+            .iter()
+            .filter(routed)
+            .map(move |prefix| route(prefix, link))
+    });
+    wanted_blackholes(observed, config).chain(tunnel).collect()
+}
+
+/// What is in our table and should not be, but for what adding the right one replaces.
+fn wrong_routes<'a>(
+    observed: &'a Observed,
+    table: u32,
+    wanted: &'a [Route],
+) -> impl Iterator<Item = Route> + 'a {
+    let in_table = observed
+        .routes
+        .iter()
+        .filter(move |route| route.table == table);
+    let replaced = |route: &Route| {
+        let same =
+            |other: &Route| (other.destination, other.metric) == (route.destination, route.metric);
+        !wanted.contains(route) && wanted.iter().any(same)
+    };
+    in_table
+        .filter(move |route| !wanted.contains(route) && !replaced(route))
+        .copied()
+}
+
+/// Whether a rule has the place and the shape of one of ours.
+pub(crate) fn is_ours(rule: &Rule, priority: u32) -> bool {
+    let lookup = |wanted| matches!(rule.action, Action::Lookup { table, .. } if table == wanted);
+    let shape = match rule
+        .priority
+        .checked_add(2)
+        .and_then(|end| end.checked_sub(priority))
+    {
+        Some(0) => rule.to.is_none() && lookup(LOCAL_TABLE),
+        Some(1) => rule.to.is_some() && lookup(MAIN_TABLE),
+        Some(2) => rule.unmarked.is_some() && matches!(rule.action, Action::Lookup { .. }),
+        Some(3) => rule.to.is_some() && rule.action == Action::Blackhole,
+        _ => false,
+    };
+    shape && rule.protocol == PROTOCOL_KERNEL
+}
+
+/// What is already there under a name that a claim takes, and is not ours.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Occupied {
+    /// The interface is not a TUN.
+    #[error("interface {0} is there and is not a TUN")]
+    Interface(String),
+    /// The routing table is in use.
+    #[error("routing table {table} is in use: {route}")]
+    RoutingTable {
+        /// The table.
+        table: u32,
+        /// A route that is in it.
+        route: Box<Route>,
+    },
+    /// A table of nftables has the name.
+    #[error("table inet {0} is there and is not of this program")]
+    Nftables(String),
+}
+
+/// Looks for what is in the way of a claim that is not recorded yet.
+pub fn occupied(observed: &Observed, config: &HostConfig) -> Vec<Occupied> {
+    let mut found = Vec::new();
+    let claim = Claim::of(config);
+    let link = tunnel(observed, &config.interface);
+    if link.is_none() && observed.link(&config.interface).is_some() {
+        found.push(Occupied::Interface(config.interface.clone()));
+    }
+    let ours = |route: &Route| match route.kind {
+        RouteKind::Unicast(interface) => link.is_some_and(|link| link.index == interface),
+        RouteKind::Blackhole => route.metric == BLACKHOLE_METRIC,
+        RouteKind::Other(_) => false,
+    };
+    let mut routes = observed
+        .routes
+        .iter()
+        .filter(|route| route.table == config.table);
+    if let Some(route) = routes.find(|route| !ours(route)) {
+        found.push(Occupied::RoutingTable {
+            table: config.table,
+            route: Box::new(*route),
+        });
+    }
+    let name = claim.nftables();
+    if observed
+        .tables
+        .get(&name)
+        .is_some_and(|table| !table.has_comment(COMMENT))
+    {
+        found.push(Occupied::Nftables(name));
+    }
+    found
+}
