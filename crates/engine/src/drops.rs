@@ -27,6 +27,12 @@ macro_rules! reasons {
     };
 }
 
+impl std::fmt::Display for Reason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 reasons! {
     /// Out: not an IP packet, or one whose headers contradict its length.
     OutMalformed => "out_malformed",

@@ -19,12 +19,14 @@ use crate::shared::{Shared, SocketSet};
 use crate::worker::{Directions, EdgeState, Threads, Worker, WorkerEdges, WorkerEnd};
 
 /// How to run a tunnel. The number of workers is that of the device's queues.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub struct Options {
     /// Which threads a worker has.
     pub threads: Threads,
     /// What the UDP sockets may use.
     pub udp: UdpOptions,
+    /// Where the timestamps of initiations come from.
+    pub timestamps: Timestamps,
 }
 
 /// What the UDP sockets may use of what the kernel offers.
@@ -129,7 +131,7 @@ pub struct Engine {
 #[derive(Debug)]
 struct Net {
     device: Device,
-    options: Options,
+    udp: UdpOptions,
     /// What was asked for; 0 for any.
     listen_port: u16,
     fwmark: u32,
@@ -139,11 +141,12 @@ struct Net {
 
 impl Engine {
     /// Starts the threads of a tunnel on `device`. It has neither key nor peers yet.
-    pub fn start(
-        mut device: Device,
-        options: Options,
-        timestamps: Timestamps,
-    ) -> Result<Self, StartError> {
+    pub fn start(mut device: Device, options: Options) -> Result<Self, StartError> {
+        let Options {
+            threads,
+            udp,
+            timestamps,
+        } = options;
         let host = |action| move |source| StartError::Host { action, source };
         let queues: Vec<_> = device.take_queues().into_iter().map(Arc::new).collect();
         if queues.is_empty() {
@@ -157,7 +160,7 @@ impl Engine {
         let control = new_wake()?;
         let wake = Arc::clone(&control);
         let router = Router::new(mtu, Box::new(move || wake.wake()), Box::new(SystemEntropy));
-        let directions: &[Directions] = match options.threads {
+        let directions: &[Directions] = match threads {
             Threads::Split => &[Directions::Out, Directions::In],
             Threads::Joined => &[Directions::Both],
         };
@@ -174,7 +177,7 @@ impl Engine {
         let net = Arc::new(Mutex::new(Net {
             workers: queues.len(),
             device,
-            options,
+            udp,
             listen_port: 0,
             fwmark: 0,
             up,
@@ -370,8 +373,8 @@ impl Net {
             port: self.listen_port,
             fwmark: self.fwmark,
             shards: self.workers,
-            segmentation: self.options.udp.segmentation,
-            receive_offload: self.options.udp.receive_offload,
+            segmentation: self.udp.segmentation,
+            receive_offload: self.udp.receive_offload,
             ..warren_udp::Options::default()
         };
         let pairs = Pair::bind(&options)?;

@@ -76,6 +76,12 @@ impl Timestamps {
     }
 }
 
+impl Default for Timestamps {
+    fn default() -> Self {
+        Self::forgetful()
+    }
+}
+
 impl std::fmt::Debug for Timestamps {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Timestamps")
