@@ -1,2 +1,50 @@
-//! Placeholder.
-fn main() {}
+//! The command for people: makes keys and mesh files, and shows what they mean.
+//!
+//! Each subcommand is one function in the module of its concern; this file only says which there
+//! are. Nothing here changes a host: `init` writes a key and `export` a file, the rest only looks.
+
+mod args;
+mod export;
+mod init;
+mod keys;
+mod look;
+mod mesh_file;
+mod output;
+mod pages;
+mod resolve;
+
+use std::io;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::args::{Args, Command};
+
+fn main() -> ExitCode {
+    let done = match Args::parse().command {
+        Command::Init(args) => init::run(&args),
+        Command::Genkey => keys::genkey(),
+        Command::Pubkey => keys::pubkey(),
+        Command::Genpsk => keys::genpsk(),
+        Command::Check(args) => look::check(&args),
+        Command::Plan(args) => look::plan(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Completions { shell } => pages::completions(shell),
+        Command::Man { directory } => pages::man(&directory),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever read our output has seen enough, as `head` does.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<io::Error>()
+        .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}

@@ -84,6 +84,19 @@ pub struct Status {
     pub features: BTreeMap<String, bool>,
     /// What is not as it should be, a sentence each.
     pub problems: Vec<String>,
+    /// The plan in force in words, as `warren plan` describes one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub plan: Vec<Section>,
+}
+
+/// One thing of a plan, and all that is to be said of it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Section {
+    /// What it is: `interface warren0`, `peer hut`.
+    pub heading: String,
+    /// One property a line.
+    pub lines: Vec<String>,
 }
 
 /// The daemon and its device.

@@ -5,21 +5,19 @@ use std::fmt;
 
 use blake2::digest::consts::U8;
 use blake2::{Blake2b, Digest as _};
-use serde::{Deserialize, Serialize};
 use warren_config::{PeerConfig, PresharedKey};
 
 use crate::plan::Plan;
 
 /// A plan in words, without its secrets: a daemon publishes it, and `warren plan` compares.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(transparent)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Description {
     /// The sections, in the order in which to show them.
     pub sections: Vec<Section>,
 }
 
 /// One thing and all that is to be said of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Section {
     /// What it is: `interface warren0`, `peer hut`.
     pub heading: String,

@@ -37,10 +37,6 @@ pub use wg_quick::{ExportError, wg_quick};
 /// Where a node keeps what is its own, unless told otherwise: `0700`, owned by root.
 pub const STATE_DIR: &str = "/var/lib/warren";
 
-/// The node's private key in the state directory: one line of base64, as `wg genkey` prints it.
-/// Mode `0600`; a file that others may read is refused.
-pub const PRIVATE_KEY_FILE: &str = "private.key";
-
 /// Seconds after which a host name is resolved again while its peer does not answer.
 pub const RESOLVE_AGAIN_SECS: u64 = 15;
 

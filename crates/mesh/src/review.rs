@@ -314,6 +314,29 @@ impl Directory {
         }
     }
 
+    /// The first address of each of the mesh's prefixes that no node claims, for a new node.
+    pub fn free_addresses(&self) -> Vec<IpAddr> {
+        let mut claims = Claims::default();
+        for node in self.nodes.values() {
+            let addresses = node.addresses.iter().map(|address| IpNet::from(*address));
+            for net in node.prefixes.iter().copied().chain(addresses) {
+                claims.claim(net, Subject::of(Place::Mesh));
+            }
+        }
+        let free = |prefix: &IpNet| {
+            // The first address of a prefix is its name, not a machine's.
+            let mut free = next(prefix.network())?;
+            while let Some((_, (end, ..))) = claims.ranges.range(..=free).next_back()
+                && *end >= free
+                && end.is_ipv4() == free.is_ipv4()
+            {
+                free = next(*end)?;
+            }
+            (prefix.contains(&free) && free != prefix.broadcast()).then_some(free)
+        };
+        self.mesh.prefixes.iter().filter_map(free).collect()
+    }
+
     fn by_seniority(&self) -> Vec<(&NodeName, &Node)> {
         let mut nodes: Vec<_> = self.nodes.iter().collect();
         nodes.sort_by_key(|(name, node)| (node.seniority, *name));
@@ -357,6 +380,18 @@ impl Claims {
         }
         self.ranges.insert(first, (last, net, subject));
         None
+    }
+}
+
+/// The address after this one.
+fn next(address: IpAddr) -> Option<IpAddr> {
+    match address {
+        IpAddr::V4(v4) => u32::from(v4)
+            .checked_add(1)
+            .map(|bits| IpAddr::from(bits.to_be_bytes())),
+        IpAddr::V6(v6) => u128::from(v6)
+            .checked_add(1)
+            .map(|bits| IpAddr::from(bits.to_be_bytes())),
     }
 }
 

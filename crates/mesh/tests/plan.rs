@@ -488,6 +488,30 @@ fn an_export_is_the_plan_in_the_words_of_wg_quick() {
     );
 }
 
+#[test]
+fn a_free_address_is_the_first_that_nobody_claims() {
+    let mut directory = directory();
+    let free = |directory: &Directory| -> Vec<String> {
+        directory
+            .free_addresses()
+            .iter()
+            .map(ToString::to_string)
+            .collect()
+    };
+    assert_eq!(free(&directory), ["10.77.0.4", "fd77::2"]);
+    directory.mesh.prefixes = [
+        "10.77.2.0/24",
+        "10.77.0.0/30",
+        "10.77.0.2/31",
+        "10.77.3.0/24",
+    ]
+    .map(|net| net.parse().expect(net))
+    .to_vec();
+    assert_eq!(free(&directory), ["10.77.3.1"], "the others are full");
+    directory.mesh.prefixes = vec!["255.255.255.252/30".parse().expect("a prefix")];
+    assert_eq!(free(&directory), ["255.255.255.253"]);
+}
+
 fn directory() -> Directory {
     parse(&three()).directory
 }

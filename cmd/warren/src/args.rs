@@ -1,0 +1,176 @@
+//! What can be said on the command line.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::builder::Styles;
+use clap::builder::styling::AnsiColor;
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueHint};
+use clap_complete::Shell;
+use warren_mesh::{Endpoint, NodeName, STATE_DIR};
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default().bold())
+    .placeholder(AnsiColor::Cyan.on_default());
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  it is done
+  1  it is not, and a sentence says why
+  2  the command line is not understood";
+
+/// A mesh of WireGuard tunnels from one file.
+#[derive(Debug, Parser)]
+#[command(name = "warren", version, styles = STYLES, max_term_width = 100)]
+#[command(after_help = EXIT_CODES, disable_help_subcommand = true)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make this node's key, and print the block that describes it in the mesh file.
+    ///
+    /// A key that is there already stays, and its block is printed again.
+    #[command(after_help = "\
+Examples:
+  warren init hut --endpoint hut.example.org --address 10.77.0.1
+  warren init laptop --mesh mesh.toml >> mesh.toml")]
+    Init(Init),
+
+    /// Print a new private key.
+    #[command(after_help = "\
+Example:
+  (umask 077; warren genkey > private.key)")]
+    Genkey,
+
+    /// Read a private key from the standard input and print its public key.
+    #[command(after_help = "\
+Example:
+  warren pubkey < private.key")]
+    Pubkey,
+
+    /// Print a new preshared key.
+    #[command(after_help = "\
+Example:
+  (umask 077; warren genpsk > /var/lib/warren/mesh.psk)")]
+    Genpsk,
+
+    /// Say all that is wrong with a mesh file.
+    #[command(after_help = "\
+Examples:
+  warren check
+  warren check mesh.toml && scp mesh.toml hut:/etc/warren/
+
+Exit codes:
+  0  the file is right; there may be warnings
+  1  the file would be refused, and sentences say why
+  2  the command line is not understood")]
+    Check(Check),
+
+    /// Show what a mesh file would change on this node; touches nothing.
+    ///
+    /// The difference is to what the running daemon carries out, or to nothing where none runs.
+    #[command(after_help = "\
+Example:
+  warren plan mesh.toml --node hut")]
+    Plan(Plan),
+
+    /// Write a node as a file for wg-quick and the WireGuard applications.
+    ///
+    /// For phones, laptops and routers without Warren. Nothing is fenced there.
+    #[command(after_help = "\
+Examples:
+  warren export phone --new-key --output phone.conf
+  warren export phone | qrencode -t ansiutf8")]
+    Export(Export),
+
+    /// Print completions for a shell.
+    #[command(after_help = "\
+Examples:
+  warren completions bash > /usr/share/bash-completion/completions/warren
+  warren completions zsh > ~/.zfunc/_warren
+  warren completions fish > ~/.config/fish/completions/warren.fish")]
+    Completions {
+        /// Which shell.
+        shell: Shell,
+    },
+
+    /// Write the manual pages into a directory.
+    #[command(after_help = "\
+Example:
+  warren man /usr/local/share/man/man1")]
+    Man {
+        /// Where to.
+        #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+        directory: PathBuf,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Init {
+    /// What the node is called in the mesh.
+    pub(crate) name: NodeName,
+    /// Where others reach the node; may be given more than once.
+    #[arg(long = "endpoint", value_name = "HOST[:PORT]")]
+    pub(crate) endpoints: Vec<Endpoint>,
+    /// The node's own address in the mesh; may be given more than once.
+    #[arg(long = "address", value_name = "ADDRESS")]
+    pub(crate) addresses: Vec<IpAddr>,
+    /// The mesh file, of which the node takes a free address.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) mesh: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) state: State,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Check {
+    /// The mesh file.
+    #[arg(value_name = "FILE", default_value = "mesh.toml", value_hint = ValueHint::FilePath)]
+    pub(crate) mesh: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Plan {
+    /// The mesh file.
+    #[arg(value_name = "FILE", default_value = "mesh.toml", value_hint = ValueHint::FilePath)]
+    pub(crate) mesh: PathBuf,
+    /// Which node this is.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: NodeName,
+    #[command(flatten)]
+    pub(crate) state: State,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Export {
+    /// Which node to export.
+    pub(crate) name: NodeName,
+    /// The mesh file.
+    #[arg(long, value_name = "FILE", default_value = "mesh.toml", value_hint = ValueHint::FilePath)]
+    pub(crate) mesh: PathBuf,
+    /// Make a key for the node, put it into the export, and print its public key for the mesh file.
+    #[arg(long)]
+    pub(crate) new_key: bool,
+    /// Write to a file that only its owner may read, instead of the standard output.
+    #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) output: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) state: State,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct State {
+    /// Where the node keeps its keys.
+    #[arg(
+        long = "state",
+        value_name = "DIR",
+        default_value = STATE_DIR,
+        value_hint = ValueHint::DirPath
+    )]
+    pub(crate) directory: PathBuf,
+}
