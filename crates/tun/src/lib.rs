@@ -160,8 +160,10 @@ impl Device {
             | wanted(libc::IFF_MULTI_QUEUE, options.multi_queue);
 
         let existing = link::by_name(&options.name).map_err(system("look for the interface"))?;
-        if existing.as_ref().is_some_and(|link| link.carrier) {
-            return Err(OpenError::Busy(options.name.clone()));
+        match &existing {
+            Some(link) if !link.is_tun => return Err(OpenError::Other(options.name.clone())),
+            Some(link) if link.carrier => return Err(OpenError::Busy(options.name.clone())),
+            _ => {}
         }
         let interface = match sys::attach(first.as_fd(), &options.name, flags) {
             // A persistent interface of the other queue mode: use it in its own.

@@ -25,6 +25,7 @@ const RTMGRP_LINK: u32 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_LINKINFO: u16 = 18;
+const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const IFLA_CARRIER: u16 = 33;
 const IFLA_GSO_MAX_SIZE: u16 = 41;
@@ -48,6 +49,8 @@ pub(crate) struct Link {
     pub(crate) name: String,
     pub(crate) mtu: u32,
     pub(crate) up: bool,
+    /// It is a TUN or a TAP.
+    pub(crate) is_tun: bool,
     /// A TUN has a carrier while somebody holds a queue of it.
     pub(crate) carrier: bool,
     /// Queues that are held; `None` where the kernel does not say.
@@ -202,6 +205,7 @@ fn parse(body: &[u8]) -> Option<Link> {
         name: String::new(),
         mtu: 0,
         up: word(body, 8)? & IFF_UP != 0,
+        is_tun: false,
         carrier: false,
         queues: None,
     };
@@ -214,11 +218,11 @@ fn parse(body: &[u8]) -> Option<Link> {
             IFLA_MTU => link.mtu = word(value, 0)?,
             IFLA_CARRIER => link.carrier = *value.first()? != 0,
             IFLA_LINKINFO => {
-                let data = attributes(value).find(|(kind, _)| *kind == IFLA_INFO_DATA);
-                for (kind, value) in data.into_iter().flat_map(|(_, data)| attributes(data)) {
-                    if matches!(kind, IFLA_TUN_NUM_QUEUES | IFLA_TUN_NUM_DISABLED_QUEUES) {
-                        let count = word(value, 0)?;
-                        link.queues = Some(link.queues.unwrap_or(0).saturating_add(count));
+                for (kind, value) in attributes(value) {
+                    match kind {
+                        IFLA_INFO_KIND => link.is_tun = value.strip_suffix(b"\0") == Some(b"tun"),
+                        IFLA_INFO_DATA => link.queues = held_queues(value),
+                        _ => {}
                     }
                 }
             }
@@ -226,6 +230,14 @@ fn parse(body: &[u8]) -> Option<Link> {
         }
     }
     Some(link)
+}
+
+/// Queues that are attached or detached, where this kernel says it.
+fn held_queues(data: &[u8]) -> Option<u32> {
+    attributes(data)
+        .filter(|(kind, _)| matches!(*kind, IFLA_TUN_NUM_QUEUES | IFLA_TUN_NUM_DISABLED_QUEUES))
+        .filter_map(|(_, value)| word(value, 0))
+        .reduce(u32::saturating_add)
 }
 
 fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
@@ -372,7 +384,10 @@ mod tests {
             data.extend_from_slice(&kind.to_ne_bytes());
             data.extend_from_slice(&count.to_ne_bytes());
         }
-        let mut info = (data.len() as u16 + 4).to_ne_bytes().to_vec();
+        let mut info = 8u16.to_ne_bytes().to_vec();
+        info.extend_from_slice(&IFLA_INFO_KIND.to_ne_bytes());
+        info.extend_from_slice(b"tun\0");
+        info.extend_from_slice(&(data.len() as u16 + 4).to_ne_bytes());
         // Marked as nested.
         info.extend_from_slice(&(IFLA_INFO_DATA | 0x8000).to_ne_bytes());
         info.extend_from_slice(&data);
@@ -398,6 +413,7 @@ mod tests {
             name: "wg0".to_owned(),
             mtu: 1420,
             up: true,
+            is_tun: true,
             carrier: true,
             queues: Some(3),
         };

@@ -331,13 +331,20 @@ fn an_interface_in_use_is_refused_to_a_second_process() {
 #[test]
 fn an_interface_that_is_no_tun_is_refused() {
     Namespace::new().run(|| {
-        let mut options = options();
-        options.name = "lo".to_owned();
-        let refused = Device::open(&options);
-        assert!(
-            matches!(&refused, Err(OpenError::Other(_) | OpenError::Busy(_))),
-            "{refused:?}"
-        );
+        ip("link add wpkveth type veth peer name wpkpeer");
+        ip("link set wpkveth up");
+        ip("tuntap add dev wpktap mode tap");
+        for name in ["lo", "wpkveth", "wpktap"] {
+            let options = Options {
+                name: name.to_owned(),
+                ..options()
+            };
+            let refused = Device::open(&options);
+            assert!(
+                matches!(&refused, Err(OpenError::Other(_))),
+                "{name}: {refused:?}"
+            );
+        }
     });
 }
 
