@@ -35,6 +35,10 @@ pub struct Host {
     pace: Pace,
     directory: PathBuf,
     owned: Owned,
+    /// Something has changed since the last look.
+    stale: bool,
+    /// The last look found a fight over the host; said once.
+    contested: bool,
 }
 
 /// What kernel features to do without, as if they were not there.
@@ -97,6 +101,18 @@ pub enum HostError {
     /// Netlink itself.
     #[error("netlink: {0}")]
     Kernel(#[from] KernelError),
+    /// The kernel refused a change without which the rest is worth nothing.
+    #[error("could not {change}: {error}")]
+    Refused {
+        /// Which.
+        change: Box<Change>,
+        /// Why.
+        #[source]
+        error: KernelError,
+    },
+    /// Somebody puts back what is removed.
+    #[error("what is removed comes back: stop the daemon first")]
+    Returns,
     /// There is no fence file.
     #[error("there is no fence file in {}: nothing was ever set up from there", .0.display())]
     NoFence(PathBuf),
@@ -136,6 +152,8 @@ impl Host {
             pace: Pace::default(),
             directory: directory.to_owned(),
             owned: Owned::load(directory)?,
+            stale: false,
+            contested: false,
         })
     }
 
@@ -179,6 +197,7 @@ impl Host {
             return Err(HostError::Conflicts(faults));
         }
         let claim = Claim::of(config);
+        self.stale = false;
         let mut observed = self.observe(config)?;
         if !self.owned.claims.contains(&claim) {
             let occupied = occupied(&observed, config);
@@ -214,12 +233,13 @@ impl Host {
             self.pace.repaired(now);
         }
         let contested = self.pace.is_contested(now);
-        if contested {
+        if contested && !self.contested {
             tracing::warn!(
                 interface = claim.interface,
                 "another program keeps changing what is ours; it is put back once a second"
             );
         }
+        self.contested = contested;
         let missing = plan::plan_fence(&observed, config);
         let is_table = |change: &Change| matches!(change, Change::ReplaceTable(_));
         let is_rule = |change: &Change| matches!(change, Change::AddRule(_) | Change::AddRoute(_));
@@ -241,10 +261,13 @@ impl Host {
     /// Returns early once in a while in case an event was missed, and late when another program
     /// keeps undoing what is put back. Dropping the future loses nothing.
     pub async fn changed(&mut self) -> Result<(), HostError> {
-        let claims: Vec<Claim> = self.owned.claims.iter().cloned().collect();
-        match tokio::time::timeout(UNASKED, self.watcher.changed(&claims)).await {
-            Ok(result) => result?,
-            Err(_) => return Ok(()),
+        if !self.stale {
+            let claims: Vec<Claim> = self.owned.claims.iter().cloned().collect();
+            match tokio::time::timeout(UNASKED, self.watcher.changed(&claims)).await {
+                Ok(result) => result?,
+                Err(_) => return Ok(()),
+            }
+            self.stale = true;
         }
         let next = self.pace.next(Instant::now());
         tokio::time::sleep_until(next).await;
@@ -263,14 +286,12 @@ impl Host {
                 owned::forget(&self.directory)?;
                 return Ok(changed);
             }
-            let refused = apply(&mut self.kernel, &changes);
-            if let Some((change, error)) = refused.into_iter().next() {
-                tracing::error!(%change, %error, "not removed");
-                return Err(error.into());
+            for change in changes {
+                refused_is_an_error(apply(&mut self.kernel, std::slice::from_ref(&change)))?;
+                changed.push(change);
             }
-            changed.extend(changes);
         }
-        Err(std::io::Error::other("what is removed comes back; stop the daemon first").into())
+        Err(HostError::Returns)
     }
 }
 
@@ -298,12 +319,17 @@ pub fn load_fence(directory: &Path) -> Result<Vec<Change>, HostError> {
         refused = apply(&mut kernel, &changes);
         changed.extend(changes);
     }
+    refused_is_an_error(refused)?;
+    Ok(changed)
+}
+
+fn refused_is_an_error(refused: Vec<(Change, KernelError)>) -> Result<(), HostError> {
     match refused.into_iter().next() {
-        Some((change, error)) => {
-            tracing::error!(%change, %error, "the fence is not whole");
-            Err(error.into())
-        }
-        None => Ok(changed),
+        Some((change, error)) => Err(HostError::Refused {
+            change: Box::new(change),
+            error,
+        }),
+        None => Ok(()),
     }
 }
 

@@ -222,3 +222,91 @@ fn io_error(path: &Path, source: io::Error) -> StateError {
         source,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::config;
+
+    /// A directory that is gone after the test.
+    struct Directory(std::path::PathBuf);
+
+    impl Directory {
+        fn new(name: &str) -> Self {
+            let name = format!("warren-owned-{}-{name}", std::process::id());
+            let path = std::env::temp_dir().join(name);
+            fs::create_dir_all(&path).expect("a temporary directory");
+            Self(path)
+        }
+    }
+
+    impl Drop for Directory {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_and_forgotten_at_the_end() {
+        let directory = Directory::new("round");
+        assert_eq!(
+            Owned::load(&directory.0).expect("no file is fine"),
+            Owned::default()
+        );
+        let owned = Owned {
+            claims: [Claim::of(&config())].into(),
+        };
+        owned.save(&directory.0).expect("is writable");
+        save_fence(&directory.0, &config()).expect("is writable");
+
+        assert_eq!(Owned::load(&directory.0).expect("was written"), owned);
+        let fence = load_fence(&directory.0)
+            .expect("is readable")
+            .expect("was written");
+        assert_eq!(fence.fence, config().fence);
+        assert_eq!(Claim::of(&fence), Claim::of(&config()));
+        assert_eq!(
+            (fence.fwmark, fence.addresses),
+            (config().fwmark, config().addresses)
+        );
+
+        forget(&directory.0).expect("can be removed");
+        assert_eq!(load_fence(&directory.0).expect("no file is fine"), None);
+        forget(&directory.0).expect("what is gone is forgotten");
+    }
+
+    #[test]
+    fn a_fence_that_is_unchanged_is_not_written_again() {
+        let directory = Directory::new("unchanged");
+        save_fence(&directory.0, &config()).expect("is writable");
+        let path = directory.0.join(FENCE);
+        let mut permissions = fs::metadata(&path).expect("was written").permissions();
+        permissions.set_readonly(true);
+        fs::set_permissions(&path, permissions).expect("is ours");
+        let before = fs::metadata(&path).expect("is there");
+
+        save_fence(&directory.0, &config()).expect("there is nothing to write");
+
+        // A write would have put a new file in its place.
+        let after = fs::metadata(&path).expect("is there");
+        assert!(after.permissions().readonly());
+        assert_eq!(before.modified().ok(), after.modified().ok());
+    }
+
+    #[test]
+    fn files_that_are_not_ours_or_of_another_version_are_refused() {
+        let directory = Directory::new("refused");
+        let path = directory.0.join(OWNED);
+        fs::write(&path, "{}").expect("is writable");
+        assert!(matches!(
+            Owned::load(&directory.0),
+            Err(StateError::Content { .. })
+        ));
+        fs::write(&path, r#"{"version": 2, "claims": [], "more": 1}"#).expect("is writable");
+        let refused = Owned::load(&directory.0);
+        assert!(
+            matches!(refused, Err(StateError::Version { found: 2, .. })),
+            "{refused:?}"
+        );
+    }
+}

@@ -176,7 +176,8 @@ pub fn plan(observed: &Observed, config: &HostConfig, owned: &Owned) -> Vec<Chan
             changes.extend(routes.copied().map(Change::RemoveRoute));
         }
         if claim.interface != current.interface {
-            plan_removal_by_name(observed, claim, &mut changes);
+            changes.extend(link_removal(observed, claim));
+            changes.extend(table_removal(observed, claim));
         }
     }
     changes
@@ -207,8 +208,13 @@ pub fn plan_fence(observed: &Observed, config: &HostConfig) -> Vec<Change> {
 }
 
 /// What to change so that nothing is left of what is ours.
+///
+/// The table first: where a daemon holds it the kernel refuses, and nothing else is taken away.
 pub fn plan_uninstall(observed: &Observed, owned: &Owned) -> Vec<Change> {
     let mut changes = Vec::new();
+    for claim in &owned.claims {
+        changes.extend(table_removal(observed, claim));
+    }
     for claim in &owned.claims {
         let rules = observed
             .rules
@@ -220,20 +226,19 @@ pub fn plan_uninstall(observed: &Observed, owned: &Owned) -> Vec<Change> {
             .iter()
             .filter(|route| route.table == claim.table);
         changes.extend(routes.copied().map(Change::RemoveRoute));
-        plan_removal_by_name(observed, claim, &mut changes);
+        changes.extend(link_removal(observed, claim));
     }
     changes
 }
 
-/// The interface and the nftables table of a claim.
-fn plan_removal_by_name(observed: &Observed, claim: &Claim, changes: &mut Vec<Change>) {
-    changes.extend(tunnel(observed, &claim.interface).map(|link| Change::RemoveLink(link.index)));
+fn table_removal(observed: &Observed, claim: &Claim) -> Option<Change> {
     let name = claim.nftables();
-    let ours = observed
-        .tables
-        .get(&name)
-        .is_some_and(|found| found.has_comment(COMMENT));
-    changes.extend(ours.then_some(Change::RemoveTable(name)));
+    let ours = observed.tables.get(&name)?.has_comment(COMMENT);
+    ours.then_some(Change::RemoveTable(name))
+}
+
+fn link_removal(observed: &Observed, claim: &Claim) -> Option<Change> {
+    tunnel(observed, &claim.interface).map(|link| Change::RemoveLink(link.index))
 }
 
 fn plan_link(observed: &Observed, config: &HostConfig, link: &Link, changes: &mut Vec<Change>) {

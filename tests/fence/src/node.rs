@@ -113,7 +113,18 @@ impl Daemon {
 
     /// Ends it with SIGKILL.
     pub fn kill(&mut self) {
-        self.child.kill().expect("it runs");
+        self.signal("KILL");
+    }
+
+    /// Ends it with the signal of this name.
+    pub fn signal(&mut self, name: &str) {
+        // `ip netns exec` becomes the program: one process.
+        let signal = match name {
+            "TERM" => rustix::process::Signal::TERM,
+            _ => rustix::process::Signal::KILL,
+        };
+        rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal)
+            .expect("it runs");
         self.child.wait().expect("it ends");
     }
 }

@@ -1,0 +1,278 @@
+//! The host as it is made, kept, left alone and given back. Behaviours 40, 41 and 43.
+
+use std::time::Duration;
+
+use warren_netlink::{Change, Conflict, Host, HostError, Occupied, Options, conflicts, table_name};
+use warren_tests_fence::{
+    Daemon, FWMARK, Flood, INTERFACE, Namespace, Node, Topology, config_of, observe, open_tun,
+    state_directory, wait_until,
+};
+
+const DAEMON: &str = env!("CARGO_BIN_EXE_fence-daemon");
+
+/// Everything that the tools of others show of a host, but for what traffic counts and for whose the
+/// nftables table and the TUN are at the moment.
+fn shown(at: &Namespace) -> Vec<String> {
+    let lists = [
+        "nft list ruleset",
+        "ip rule",
+        "ip -6 rule",
+        "ip route show table all",
+        "ip -6 route show table all",
+        "ip -o link",
+        "ip -o addr",
+    ];
+    let passing = [
+        ("NO-CARRIER,", ""),
+        (",LOWER_UP", ""),
+        (" linkdown", ""),
+        ("state DOWN", "state UNKNOWN"),
+        (" # progname fence-daemon", ""),
+    ];
+    let text = lists.map(|list| at.run(list)).concat();
+    let text = passing
+        .iter()
+        .fold(text, |text, (from, to)| text.replace(from, to));
+    let lines = text.lines();
+    lines
+        .filter(|line| !line.contains("packets") && !line.contains("flags"))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[track_caller]
+fn assert_same(left: &[String], right: &[String]) {
+    let only = |these: &[String], those: &[String]| -> Vec<String> {
+        these
+            .iter()
+            .filter(|line| !those.contains(line))
+            .cloned()
+            .collect()
+    };
+    assert_eq!(only(left, right), only(right, left));
+}
+
+/// A firewall, a rule and a table of somebody else.
+fn others(at: &Namespace) {
+    at.run("nft add table inet filter");
+    at.run("nft add chain inet filter input { type filter hook input priority 0 ; }");
+    at.run("nft add rule inet filter input counter accept");
+    at.ip("rule add to 203.0.113.0/24 lookup 100 priority 99");
+    at.ip("route add 203.0.113.0/24 via 192.0.2.254 table 100");
+}
+
+#[test]
+fn a_second_converge_changes_nothing_and_the_kernel_hears_of_none() {
+    let topology = Topology::new();
+    let directory = state_directory(&topology.a);
+    topology.a.enter(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        runtime.expect("a runtime").block_on(async {
+            let config = config_of(Node::A);
+            let _tun = open_tun(INTERFACE).expect("a TUN");
+            let mut host = Host::new(&directory).expect("netlink is there");
+            assert!(!host.converge(&config).expect("is sound").changed.is_empty());
+            // What the first has done is heard of.
+            host.changed().await.expect("netlink is there");
+            for _ in 0..3 {
+                let report = host.converge(&config).expect("is sound");
+                assert_eq!(report.changed, []);
+                let silence = Duration::from_millis(300);
+                let heard = tokio::time::timeout(silence, host.changed()).await;
+                assert!(heard.is_err(), "somebody wrote something");
+            }
+        });
+    });
+}
+
+#[test]
+fn sigterm_and_sigkill_leave_everything_in_place_and_uninstalling_removes_all_and_only_what_is_ours()
+ {
+    for signal in ["TERM", "KILL"] {
+        let topology = Topology::new();
+        let at = &topology.a;
+        others(at);
+        let before = shown(at);
+        let mut daemon = Daemon::start(at, Node::A, DAEMON, false);
+        let running = shown(at);
+        daemon.signal(signal);
+        assert_same(&shown(at), &running);
+
+        let directory = state_directory(at);
+        let changed = at.enter(move || {
+            let host = Host::new(&directory).expect("netlink is there");
+            host.uninstall().expect("nobody holds it")
+        });
+        assert!(
+            changed
+                .iter()
+                .any(|change| matches!(change, Change::RemoveLink(_)))
+        );
+        assert_same(&shown(at), &before);
+        let left = std::fs::read_dir(state_directory(at))
+            .expect("a directory")
+            .count();
+        assert_eq!(left, 0);
+    }
+}
+
+#[test]
+fn uninstalling_while_the_daemon_lives_is_refused_and_takes_nothing_away() {
+    let topology = Topology::new();
+    let _daemon = Daemon::start(&topology.a, Node::A, DAEMON, false);
+    let before = shown(&topology.a);
+    let directory = state_directory(&topology.a);
+    let refused = topology.a.enter(move || {
+        let host = Host::new(&directory).expect("netlink is there");
+        host.uninstall().expect_err("the daemon holds the table")
+    });
+    assert!(matches!(refused, HostError::Refused { .. }), "{refused}");
+    assert_same(&shown(&topology.a), &before);
+}
+
+#[test]
+fn what_is_in_use_by_others_is_refused_by_name_and_left_alone() {
+    let topology = Topology::new();
+    let at = &topology.a;
+    at.run(&format!("nft add table inet {}", table_name(INTERFACE)));
+    at.ip("route add 203.0.113.0/24 via 192.0.2.254 table 51820");
+    at.ip(&format!("link add {INTERFACE} type veth peer name other"));
+    let before = shown(at);
+    let directory = state_directory(at);
+    let refused = at.enter(move || {
+        let mut host = Host::new(&directory).expect("netlink is there");
+        host.converge(&config_of(Node::A))
+            .expect_err("it is in use")
+    });
+    let HostError::Occupied(found) = refused else {
+        panic!("{refused}");
+    };
+    assert!(matches!(
+        found[..],
+        [
+            Occupied::Interface(_),
+            Occupied::RoutingTable { .. },
+            Occupied::Nftables(_)
+        ]
+    ));
+    assert_same(&shown(at), &before);
+}
+
+#[test]
+fn prefixes_over_the_underlay_the_gateway_or_an_endpoint_are_found_on_the_host() {
+    let topology = Topology::new();
+    let directory = state_directory(&topology.a);
+    topology.a.enter(move || {
+        let mut host = Host::new(&directory).expect("netlink is there");
+        let mut config = config_of(Node::A);
+        let surroundings = host.surroundings(&config).expect("netlink answers");
+        let peer = "192.0.2.2:51820".parse().expect("an endpoint");
+        // The machine that runs the tests may have a resolver anywhere.
+        let relevant = |config: &_, endpoints: Vec<_>| -> Vec<Conflict> {
+            let found = conflicts(&surroundings, config, endpoints);
+            found
+                .into_iter()
+                .filter(|found| !matches!(found, Conflict::Resolver { .. }))
+                .collect()
+        };
+        assert_eq!(relevant(&config, vec![peer]), []);
+
+        config
+            .fence
+            .mesh
+            .insert("192.0.2.0/24".parse().expect("a prefix"));
+        config
+            .fence
+            .mesh
+            .insert("2001:db8::/32".parse().expect("a prefix"));
+        let found = relevant(&config, vec![peer]);
+        let count =
+            |is: fn(&Conflict) -> bool| found.iter().filter(|conflict| is(conflict)).count();
+        assert_eq!(
+            count(|conflict| matches!(conflict, Conflict::Underlay { .. })),
+            2,
+            "{found:?}"
+        );
+        assert_eq!(
+            count(|conflict| matches!(conflict, Conflict::Gateway { .. })),
+            2,
+            "{found:?}"
+        );
+        assert_eq!(
+            count(|conflict| matches!(conflict, Conflict::Endpoint { .. })),
+            1,
+            "{found:?}"
+        );
+        assert_eq!(found.len(), 5);
+    });
+}
+
+#[test]
+fn a_program_that_keeps_deleting_what_is_ours_is_reported_and_causes_no_storm() {
+    let topology = Topology::new();
+    let directory = state_directory(&topology.a);
+    let vandal = topology.a.thread(|| {
+        let (_keep, never) = std::sync::mpsc::channel::<()>();
+        for _ in 0..400 {
+            let mut command = std::process::Command::new("ip");
+            let _ = command.args(["rule", "del", "priority", "98"]).output();
+            let _ = never.recv_timeout(Duration::from_millis(8));
+        }
+    });
+    let (repairs, contested) = topology.a.enter(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        runtime.expect("a runtime").block_on(async {
+            let config = config_of(Node::A);
+            let _tun = open_tun(INTERFACE).expect("a TUN");
+            let mut host = Host::new(&directory).expect("netlink is there");
+            let (mut repairs, mut contested) = (0, false);
+            let four_seconds = tokio::time::sleep(Duration::from_secs(4));
+            tokio::pin!(four_seconds);
+            loop {
+                let report = host.converge(&config).expect("is sound");
+                repairs += u32::from(!report.changed.is_empty());
+                contested |= report.contested;
+                tokio::select! {
+                    () = &mut four_seconds => return (repairs, contested),
+                    changed = host.changed() => changed.expect("netlink is there"),
+                }
+            }
+        })
+    });
+    vandal.join().expect("it ends");
+    assert!(contested);
+    assert!((10..=16).contains(&repairs), "{repairs} repairs");
+}
+
+#[test]
+fn a_kernel_without_the_fib_expression_has_the_rest_of_the_fence() {
+    let topology = Topology::new();
+    let directory = state_directory(&topology.a);
+    let options = Options {
+        without_way_back: true,
+        ..Options::default()
+    };
+    let report = topology.a.enter(move || {
+        let _tun = open_tun(INTERFACE).expect("a TUN");
+        let mut host = Host::with_options(&directory, options).expect("netlink is there");
+        host.converge(&config_of(Node::A)).expect("is sound")
+    });
+    assert!(report.table_stands && report.rules_stand);
+    let ruleset = topology.a.run("nft list ruleset");
+    assert!(!ruleset.contains("fib") && ruleset.contains("out_mesh"));
+}
+
+#[test]
+fn marked_packets_of_the_tunnel_itself_leave_by_the_underlay() {
+    let topology = Topology::new();
+    let _daemon = Daemon::start(&topology.a, Node::A, DAEMON, false);
+    let flood = Flood::start(&topology.a, &["192.0.2.2", "2001:db8::2"], FWMARK, true);
+    wait_until("traffic", Duration::from_secs(5), || flood.attempts() > 500);
+    let (attempts, sent) = flood.stop();
+    assert_eq!(attempts, sent);
+    assert!(observe(&topology.a, Node::A).link(INTERFACE).is_some());
+}
