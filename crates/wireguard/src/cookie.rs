@@ -11,7 +11,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::crypto;
 use crate::identity::{self, Identity};
-use crate::messages::{self, COOKIE_REPLY_LEN, CookieReply};
+use crate::messages::{self, COOKIE_REPLY_LEN, CookieReply, Macs};
 use crate::time::Instant;
 
 /// How long a responder's secret lives, and so a cookie at most.
@@ -141,14 +141,14 @@ impl Secrets {
 
     /// Whether a message proves that its sender receives at `from`.
     pub(crate) fn proves(&self, message: &[u8], from: SocketAddr, now: Instant) -> bool {
-        let Some((_, _, covered, mac2)) = messages::split_macs(message) else {
+        let Some(macs) = Macs::of(message) else {
             return false;
         };
         // Senders without a cookie leave the field empty; they are most, so spare them the work.
-        if *mac2 == [0; 16] || !self.is_fresh(now) {
+        if *macs.mac2 == [0; 16] || !self.is_fresh(now) {
             return false;
         }
-        crypto::same_mac(&self.cookie(from).mac2(covered), mac2)
+        crypto::same_mac(&self.cookie(from).mac2(macs.covered_by_mac2), macs.mac2)
     }
 
     /// A reply that only the sender of `message` can open, with its cookie.
@@ -160,7 +160,7 @@ impl Secrets {
         now: Instant,
         random: &mut dyn FnMut(&mut [u8]),
     ) -> Option<[u8; COOKIE_REPLY_LEN]> {
-        let (_, mac1, ..) = messages::split_macs(message)?;
+        let mac1 = Macs::of(message)?.mac1;
         let sender = u32::from_le_bytes(*message.get(4..8)?.first_chunk()?);
         if !self.is_fresh(now) {
             random(&mut self.secret[..]);

@@ -7,7 +7,7 @@ use std::fmt;
 use warren_config::{PrivateKey, PublicKey};
 
 use crate::crypto::{self, Secret};
-use crate::messages::{self, Handshake};
+use crate::messages::{Handshake, Macs};
 
 const LABEL_MAC1: &[u8; 8] = b"mac1----";
 const LABEL_COOKIE: &[u8; 8] = b"cookie--";
@@ -77,8 +77,11 @@ impl Identity {
         let addressed = match message {
             Handshake::CookieReply(_) => true,
             Handshake::Initiation(_) | Handshake::Response(_) => {
-                let (covered, mac1, ..) = messages::split_macs(message.bytes())?;
-                crypto::same_mac(&crypto::mac(&self.mac1_key, &[covered]), mac1)
+                let macs = Macs::of(message.bytes())?;
+                crypto::same_mac(
+                    &crypto::mac(&self.mac1_key, &[macs.covered_by_mac1]),
+                    macs.mac1,
+                )
             }
         };
         addressed.then_some(Addressed {

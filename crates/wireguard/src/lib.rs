@@ -38,11 +38,12 @@ pub use noise::{
     AuthenticInitiation, HandshakeError, InFlight, PendingInitiation, open_initiation,
 };
 pub use peer::{
-    Accepted, Action, CookieRefused, Endpoint, InitiationTicket, Peer, Permit, Record, Refused,
-    Reservation, ResponseOpener, ResponseTicket, Stale, Verdict,
+    Accepted, Action, CookieRefused, CookieState, Endpoint, InitiationTicket, Peer, PeerState,
+    Permit, RESTORE_COUNTER_JUMP, Record, Refused, Reservation, ResponseOpener, ResponseTicket,
+    SessionState, Stale, TimersState, Verdict,
 };
 pub use session::Session;
-pub use warren_aead::Forged;
+pub use warren_aead::{Forged, Key};
 
 /// Age at which an initiator renews a session that it sends with.
 pub const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);

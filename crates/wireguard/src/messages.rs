@@ -242,9 +242,24 @@ pub(crate) fn write_cookie_reply(
     out
 }
 
-/// The parts of an initiation or response: what mac1 covers, mac1, what mac2 covers, mac2.
-pub(crate) fn split_macs(message: &[u8]) -> Option<(&[u8], &[u8; MAC], &[u8], &[u8; MAC])> {
-    let (before_mac2, mac2) = message.split_last_chunk()?;
-    let (before_mac1, mac1) = before_mac2.split_last_chunk()?;
-    Some((before_mac1, mac1, before_mac2, mac2))
+/// The two macs at the end of an initiation or response, and what they cover.
+pub(crate) struct Macs<'a> {
+    pub(crate) covered_by_mac1: &'a [u8],
+    pub(crate) mac1: &'a [u8; MAC],
+    pub(crate) covered_by_mac2: &'a [u8],
+    pub(crate) mac2: &'a [u8; MAC],
+}
+
+impl<'a> Macs<'a> {
+    /// `None` for what is too short to have any.
+    pub(crate) fn of(message: &'a [u8]) -> Option<Self> {
+        let (covered_by_mac2, mac2) = message.split_last_chunk()?;
+        let (covered_by_mac1, mac1) = covered_by_mac2.split_last_chunk()?;
+        Some(Self {
+            covered_by_mac1,
+            mac1,
+            covered_by_mac2,
+            mac2,
+        })
+    }
 }

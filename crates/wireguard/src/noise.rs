@@ -146,16 +146,16 @@ pub(crate) struct InitiationParts<'a> {
     pub(crate) peer: &'a PublicKey,
     pub(crate) shared: &'a StaticShared,
     pub(crate) index: u32,
-    pub(crate) ephemeral: [u8; 32],
+    pub(crate) ephemeral: Secret,
     pub(crate) timestamp: &'a Tai64n,
     pub(crate) cookie: Option<&'a Cookie>,
 }
 
 /// Makes an initiation: two curve operations.
 pub(crate) fn create_initiation(
-    parts: InitiationParts<'_>,
+    parts: &InitiationParts<'_>,
 ) -> Result<(InFlight, [u8; INITIATION_LEN]), HandshakeError> {
-    let ephemeral = Secret::new(parts.ephemeral);
+    let ephemeral = parts.ephemeral.clone();
     let ephemeral_public = crypto::public(ephemeral.bytes());
     let mut symmetric = Symmetric::new(parts.peer);
     symmetric.mix_ephemeral(&ephemeral_public);

@@ -1,6 +1,7 @@
 //! One peer: its sessions, handshakes, staged packets, endpoint and timers, without any I/O.
 
 mod endpoints;
+mod export;
 mod handshake;
 mod keypairs;
 mod staged;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use warren_config::{PresharedKey, PublicKey};
 
 pub use endpoints::Endpoint;
+pub use export::{CookieState, PeerState, RESTORE_COUNTER_JUMP, SessionState, TimersState};
 pub use handshake::{
     CookieRefused, InitiationTicket, Refused, ResponseOpener, ResponseTicket, Stale,
 };
@@ -254,7 +256,7 @@ impl Peer {
     }
 
     /// Replaces the endpoint candidates; sessions stay. The first is used from now on, unless the
-    /// endpoint in use is one of them. With none the endpoint in use stays.
+    /// peer was last heard from one of them. With none, where it was last heard from stays.
     pub fn set_endpoints(&mut self, candidates: Vec<SocketAddr>) {
         let unreachable = self.endpoints.current().is_none();
         self.endpoints.set(candidates);
@@ -290,6 +292,7 @@ impl Peer {
         self.forget_in_flight();
         self.last_handshake_sent = None;
         self.keypairs.end_sending();
+        self.pending.keepalive = self.running && self.timers.persistent_keepalive() != 0;
     }
 
     /// The device goes down, or the peer is removed: ends all sessions and forgets what is staged.
@@ -459,7 +462,11 @@ impl Peer {
                 None => self.initiate(now),
             }
         }
-        std::mem::take(&mut self.pending.initiate).then_some(Action::Initiate)
+        if std::mem::take(&mut self.pending.initiate) {
+            self.timers.initiation_asked_for(now);
+            return Some(Action::Initiate);
+        }
+        None
     }
 
     /// When [`Self::handle_timeout`] is due. `None` while nothing is waited for, as with a peer
@@ -473,7 +480,7 @@ impl Peer {
     pub fn handle_timeout(&mut self, now: Instant) {
         while let Some(timer) = self.timers.expire(now) {
             match timer {
-                Timer::Retransmit if self.timers.attempts_exhausted(now) => {
+                Timer::Retransmit | Timer::Deferred if self.timers.attempts_exhausted(now) => {
                     self.timers.gave_up(now);
                     self.purge_staged();
                     self.endpoints.unanswered();
@@ -487,9 +494,13 @@ impl Peer {
                     self.initiate(now);
                 }
                 Timer::Deferred => self.initiate_if_due(now),
-                Timer::PassiveKeepalive | Timer::PersistentKeepalive => {
+                Timer::PassiveKeepalive => self.pending.keepalive = true,
+                Timer::PersistentKeepalive if self.endpoints.current().is_some() => {
                     self.pending.keepalive = true;
+                    self.timers.persistent_keepalive_due(now);
                 }
+                // Takes up again when there is somewhere to send to.
+                Timer::PersistentKeepalive => {}
                 Timer::ZeroKeys => {
                     self.forget_in_flight();
                     self.keypairs.clear(&mut self.pending.retired);

@@ -33,28 +33,22 @@ impl Session {
         } else {
             (second, first)
         };
-        Self::from_keys(
-            local_index,
-            remote_index,
-            initiator,
-            sealing.bytes(),
-            opening.bytes(),
-        )
+        Self::from_keys(local_index, remote_index, initiator, sealing, opening)
     }
 
     pub(crate) fn from_keys(
         local_index: u32,
         remote_index: u32,
         initiator: bool,
-        sealing: &[u8; 32],
-        opening: &[u8; 32],
+        sealing: &Secret,
+        opening: &Secret,
     ) -> Self {
         Self {
             local_index,
             remote_index,
             initiator,
-            sealing: Key::new(*sealing),
-            opening: Key::new(*opening),
+            sealing: Key::new(*sealing.bytes()),
+            opening: Key::new(*opening.bytes()),
         }
     }
 

@@ -151,6 +151,11 @@ impl Tai64nClock {
         }
     }
 
+    /// The last timestamp that was issued, from which another process may resume.
+    pub const fn last(&self) -> Tai64n {
+        self.last
+    }
+
     /// A timestamp greater than every one before, wall time where that is greater.
     pub fn stamp(&mut self, wall: WallTime) -> Result<Tai64n, CeilingReached> {
         let stamp = Tai64n::whitened(wall).max(self.last.after(Duration::from_nanos(1)));

@@ -8,6 +8,7 @@
 
 use std::time::Duration;
 
+use crate::peer::TimersState;
 use crate::time::Instant;
 use crate::{
     KEEPALIVE_TIMEOUT, REJECT_AFTER_TIME, REKEY_ATTEMPT_TIME, REKEY_TIMEOUT, REKEY_TIMEOUT_JITTER,
@@ -162,6 +163,17 @@ impl Timers {
         self.arm(Timer::ZeroKeys, now + 3 * REJECT_AFTER_TIME);
     }
 
+    /// The caller was asked for an initiation. If it cannot make one it is asked again.
+    pub(crate) fn initiation_asked_for(&mut self, now: Instant) {
+        self.deferred(now + REKEY_TIMEOUT);
+    }
+
+    /// The interval of the persistent keepalive has passed. Whether or not one can be sent, the
+    /// next is due an interval later.
+    pub(crate) fn persistent_keepalive_due(&mut self, now: Instant) {
+        self.traversed(now);
+    }
+
     /// Both sides have the new keys and know it.
     pub(crate) fn handshake_complete(&mut self) {
         self.disarm(Timer::Retransmit);
@@ -192,6 +204,19 @@ impl Timers {
     pub(crate) fn stop(&mut self) {
         self.deadlines = [None; Timer::ALL.len()];
         self.attempting_since = None;
+    }
+
+    pub(crate) fn export(&self) -> TimersState {
+        TimersState {
+            deadlines: self.deadlines,
+            attempting_since: self.attempting_since,
+        }
+    }
+
+    pub(crate) fn restore(&mut self, state: &TimersState, persistent_keepalive: u16) {
+        self.deadlines = state.deadlines;
+        self.attempting_since = state.attempting_since;
+        self.persistent_keepalive = persistent_keepalive;
     }
 
     /// Any authenticated message went either way.

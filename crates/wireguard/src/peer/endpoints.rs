@@ -52,22 +52,21 @@ impl Endpoints {
         self.learnt
     }
 
-    /// Replaces the candidates. The first is tried next, unless the endpoint is among them: then
-    /// it stays, with its source address.
+    /// Replaces the candidates. The first is tried next, unless the peer was last heard from one
+    /// of them: then that stays, with its source address.
     pub(crate) fn set(&mut self, candidates: Vec<SocketAddr>) {
-        let current = self.current();
         self.candidates = candidates.into();
-        match current {
-            Some(current) if self.candidates.contains(&current.addr) => {
-                self.learnt = Some(current);
-                self.at = Place::Learnt;
-            }
-            // Nothing to be told apart from: what was learnt is all there is.
-            _ if self.candidates.is_empty() => self.at = Place::Learnt,
-            _ => {
-                self.learnt = None;
-                self.at = Place::Candidate(0);
-            }
+        // With none there is nothing to fall back to: what was learnt is all there is.
+        let stays = self.candidates.is_empty()
+            || self.at == Place::Learnt
+                && self
+                    .learnt
+                    .is_some_and(|learnt| self.candidates.contains(&learnt.addr));
+        if stays {
+            self.at = Place::Learnt;
+        } else {
+            self.learnt = None;
+            self.at = Place::Candidate(0);
         }
     }
 

@@ -7,8 +7,9 @@ use warren_config::{PresharedKey, PublicKey};
 use super::keypairs::Keypair;
 use super::{Endpoint, Peer};
 use crate::cookie::Cookie;
+use crate::crypto::Secret;
 use crate::identity::{Identity, StaticShared};
-use crate::messages::{CookieReply, INITIATION_LEN, RESPONSE_LEN, Response};
+use crate::messages::{CookieReply, INITIATION_LEN, Macs, RESPONSE_LEN, Response};
 use crate::noise::{self, AuthenticInitiation, HandshakeError, InFlight, InitiationParts};
 use crate::session::Session;
 use crate::time::{Instant, Tai64n};
@@ -80,12 +81,12 @@ impl InitiationTicket {
         index: u32,
         ephemeral: [u8; 32],
     ) -> Result<(InFlight, [u8; INITIATION_LEN]), HandshakeError> {
-        noise::create_initiation(InitiationParts {
+        noise::create_initiation(&InitiationParts {
             identity,
             peer: &self.peer,
             shared,
             index,
-            ephemeral,
+            ephemeral: Secret::new(ephemeral),
             timestamp: &self.timestamp,
             cookie: self.cookie.as_ref(),
         })
@@ -248,8 +249,8 @@ impl Peer {
             self.pending.retired.push(session.local_index());
             return Err(Stale);
         }
-        if let Some((_, mac1, ..)) = crate::messages::split_macs(response) {
-            self.cookies.message_sent(*mac1);
+        if let Some(macs) = Macs::of(response) {
+            self.cookies.message_sent(*macs.mac1);
         }
         self.last_handshake_sent = Some(now);
         let session = self.install(session, now);

@@ -89,7 +89,7 @@ impl Keypairs {
                 std::mem::replace(&mut self.next, keypair),
             ]
         };
-        retire(dropped, retired);
+        retire(&dropped, retired);
     }
 
     /// The session, if it is still one of this peer's.
@@ -111,7 +111,8 @@ impl Keypairs {
             .is_some_and(|next| std::ptr::eq(&*next.session, session));
         if confirmed {
             let current = std::mem::replace(&mut self.current, self.next.take());
-            retire([std::mem::replace(&mut self.previous, current)], retired);
+            let dropped = std::mem::replace(&mut self.previous, current);
+            retire(&[dropped], retired);
         }
         confirmed
     }
@@ -124,10 +125,8 @@ impl Keypairs {
     }
 
     pub(crate) fn clear(&mut self, retired: &mut Vec<u32>) {
-        retire(
-            [self.next.take(), self.previous.take(), self.current.take()],
-            retired,
-        );
+        let dropped = [self.next.take(), self.previous.take(), self.current.take()];
+        retire(&dropped, retired);
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Keypair> {
@@ -138,7 +137,7 @@ impl Keypairs {
     }
 }
 
-fn retire<const N: usize>(dropped: [Option<Box<Keypair>>; N], retired: &mut Vec<u32>) {
+fn retire<const N: usize>(dropped: &[Option<Box<Keypair>>; N], retired: &mut Vec<u32>) {
     retired.extend(
         dropped
             .iter()

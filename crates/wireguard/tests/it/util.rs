@@ -14,8 +14,8 @@ use warren_config::{PrivateKey, PublicKey, WallTime};
 use warren_wireguard::messages::{self, DATA_HEADER, Handshake, Message, TAG};
 use warren_wireguard::time::{Instant, Tai64nClock};
 use warren_wireguard::{
-    Accepted, Action, Endpoint, Identity, Peer, Permit, Record, Reservation, Session, StaticShared,
-    Verdict, open_initiation,
+    Accepted, Action, Endpoint, Identity, Peer, PeerState, Permit, Record, Reservation, Session,
+    StaticShared, Verdict, open_initiation,
 };
 
 pub(crate) const ALICE: SocketAddr = addr(1);
@@ -186,6 +186,25 @@ impl Node {
         );
     }
 
+    /// What was sent and is not on a wire yet.
+    pub(crate) fn sent_all(&mut self) -> Vec<Datagram> {
+        std::mem::take(&mut self.outbox)
+    }
+
+    pub(crate) fn sent_last(&mut self) -> Datagram {
+        self.sent_all().pop().expect("something was sent")
+    }
+
+    /// Another process takes over: its state machine and index table come from plain data.
+    pub(crate) fn take_over(&mut self, state: &PeerState) {
+        self.peer = Peer::restore(state, 99);
+        self.indices = self
+            .peer
+            .sessions()
+            .map(|session| (session.local_index(), Owner::Session(Arc::clone(session))))
+            .collect();
+    }
+
     fn initiate(&mut self, now: Instant) {
         let timestamp = self.clock.stamp(wall(now)).expect("no ceiling");
         let Some(ticket) = self.peer.begin_initiation(timestamp, now) else {
@@ -335,6 +354,22 @@ impl Node {
             bytes,
         });
     }
+}
+
+/// Makes the first mac right again, as anybody can who knows the public key of the receiver.
+pub(crate) fn remac(message: &mut [u8], to: &PublicKey) {
+    use blake2::digest::consts::U16;
+    use blake2::digest::{FixedOutput, KeyInit, Update};
+    use blake2::{Blake2s256, Blake2sMac, Digest};
+    let key = Blake2s256::new()
+        .chain_update(b"mac1----")
+        .chain_update(to.as_bytes())
+        .finalize();
+    let (covered, macs) = message.split_at_mut(message.len() - 32);
+    let mac = Blake2sMac::<U16>::new_from_slice(&key)
+        .expect("32 bytes")
+        .chain(&*covered);
+    macs[..16].copy_from_slice(&mac.finalize_fixed());
 }
 
 fn text(error: impl ToString) -> String {
