@@ -365,13 +365,13 @@ fn a_deadline_is_exact_never_in_the_past_and_advances() {
     let mut random = Random(1);
     pair.alice.peer.set_persistent_keepalive(7, pair.now);
     for round in 0..2_000 {
-        if random.next() % 5 == 0 {
+        if random.next().is_multiple_of(5) {
             pair.alice_sends(b"x");
         }
-        if random.next() % 7 == 0 {
+        if random.next().is_multiple_of(7) {
             pair.bob_sends(b"y");
         }
-        if random.next() % 11 == 0 {
+        if random.next().is_multiple_of(11) {
             pair.wire.clear();
         }
         pair.settle();

@@ -372,7 +372,7 @@ pub(crate) fn remac(message: &mut [u8], to: &PublicKey) {
     macs[..16].copy_from_slice(&mac.finalize_fixed());
 }
 
-fn text(error: impl ToString) -> String {
+fn text<E: std::error::Error>(error: E) -> String {
     error.to_string()
 }
 
