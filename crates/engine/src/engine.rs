@@ -192,6 +192,8 @@ impl Engine {
             // An interface that is up already when its daemon starts wants a port at once. That
             // any port can be had fails only where UDP does; the next change tells.
             let _unbound = lock(&net).open(&shared);
+        } else {
+            shared.router.stop();
         }
         let mut wakes = shared.workers.iter();
         for (place, queue) in queues.iter().enumerate() {

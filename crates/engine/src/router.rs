@@ -21,7 +21,7 @@ mod seal;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use arc_swap::ArcSwap;
@@ -73,12 +73,14 @@ pub struct Router {
     /// MTU of the interface, in bytes.
     mtu: AtomicU32,
     entropy: Mutex<Box<dyn Entropy>>,
+    /// The interface is up. Written under `changes`.
+    running: AtomicBool,
     /// Changes are made one after the other.
     changes: Mutex<()>,
 }
 
 impl Router {
-    /// A router without key or peers.
+    /// A router without key or peers, whose interface is up until [`Self::stop`] says otherwise.
     ///
     /// `wake` is called, from any thread, when [`Self::tick`] has something new to do.
     pub fn new(mtu: u32, wake: Box<dyn Fn() + Send + Sync>, entropy: Box<dyn Entropy>) -> Self {
@@ -97,6 +99,7 @@ impl Router {
             drops: Drops::new(),
             mtu: AtomicU32::new(mtu),
             entropy: Mutex::new(entropy),
+            running: AtomicBool::new(true),
             changes: Mutex::new(()),
         }
     }

@@ -22,6 +22,9 @@ impl Router {
     ///
     /// A peer that stays keeps its session, also when the change replaces all peers.
     pub fn apply(&self, change: &DeviceChange, now: Instant) {
+        if change.private_key.is_none() && !change.replace_peers && change.peers.is_empty() {
+            return;
+        }
         let _one_at_a_time = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
         let mut next = Next {
             tables: Tables::clone(&self.tables.load()),
@@ -62,7 +65,10 @@ impl Router {
                 None => {
                     let mut seed = [0; 8];
                     self.fill_random(&mut seed);
-                    let state = Peer::new(peer.public_key, u64::from_ne_bytes(seed));
+                    let mut state = Peer::new(peer.public_key, u64::from_ne_bytes(seed));
+                    if !self.running.load(Ordering::Relaxed) {
+                        state.stop();
+                    }
                     let handle = next.add(peer.public_key, state, &mut vacancy);
                     by_key.insert(peer.public_key, Arc::clone(&handle));
                     handle
@@ -141,6 +147,8 @@ impl Router {
 
     /// The interface went down: no session outlives it, and nothing is sent.
     pub fn stop(&self) {
+        let _no_change_meanwhile = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        self.running.store(false, Ordering::Relaxed);
         for handle in self.tables.load().peers.iter().flatten() {
             handle.lock(&self.agenda).stop();
         }
@@ -148,6 +156,8 @@ impl Router {
 
     /// The interface came up: what keeps alive by itself begins to.
     pub fn start(&self) {
+        let _no_change_meanwhile = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        self.running.store(true, Ordering::Relaxed);
         for handle in self.tables.load().peers.iter().flatten() {
             handle.lock(&self.agenda).start();
         }
