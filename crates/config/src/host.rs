@@ -16,7 +16,8 @@ pub struct HostConfig {
     pub addresses: BTreeSet<IpAddr>,
     /// Our routing table.
     pub table: u32,
-    /// Preference of our rule `not fwmark FWMARK lookup TABLE`, one per family.
+    /// Preference of our rule `not fwmark FWMARK lookup TABLE`, one per family. The two preferences
+    /// before it and the one after it are ours, too.
     pub rule_priority: u32,
     /// Mark of the tunnel's own packets, which must not be steered into the tunnel.
     pub fwmark: u32,

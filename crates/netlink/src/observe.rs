@@ -62,6 +62,15 @@ pub struct Surroundings {
     pub resolvers: BTreeSet<IpAddr>,
 }
 
+/// What a kernel says that has no nftables, or not the family `inet`.
+const NO_NFTABLES: [i32; 5] = [
+    libc::EAFNOSUPPORT,
+    libc::EOPNOTSUPP,
+    libc::EPROTONOSUPPORT,
+    libc::EINVAL,
+    libc::EPERM,
+];
+
 /// Sockets to the kernel.
 pub(crate) struct Kernel {
     pub(crate) route: Connection,
@@ -120,10 +129,7 @@ impl Kernel {
                 observed.routes.extend(routes);
             }
         }
-        observed.nftables = match self.tables(&claims, &mut observed.tables) {
-            Ok(()) => Nftables::Present(self.features),
-            Err(reason) => Nftables::Absent(reason),
-        };
+        observed.nftables = self.tables(&claims, &mut observed.tables)?;
         Ok(observed)
     }
 
@@ -142,16 +148,23 @@ impl Kernel {
         &mut self,
         claims: &[&Claim],
         tables: &mut BTreeMap<String, Found>,
-    ) -> Result<(), String> {
-        let netfilter = self.netfilter.as_mut().map_err(|reason| reason.clone())?;
+    ) -> Result<Nftables, KernelError> {
+        let netfilter = match &mut self.netfilter {
+            Ok(netfilter) => netfilter,
+            Err(reason) => return Ok(Nftables::Absent(reason.clone())),
+        };
         for claim in claims {
             let name = claim.nftables();
-            let found = Found::read(netfilter, &name).map_err(|error| error.to_string())?;
-            if let Some(found) = found {
-                tables.insert(name, found);
+            match Found::read(netfilter, &name) {
+                Ok(found) => tables.extend(found.map(|found| (name, found))),
+                // Anything else passes, and must not be taken for a kernel without nftables.
+                Err(error) if NO_NFTABLES.contains(&error.errno()) => {
+                    return Ok(Nftables::Absent(error.to_string()));
+                }
+                Err(error) => return Err(error),
             }
         }
-        Ok(())
+        Ok(Nftables::Present(self.features))
     }
 
     /// Looks at what is around the tunnel of this name; `resolv_conf` is the resolver's file.

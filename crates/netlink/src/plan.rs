@@ -369,6 +369,14 @@ pub enum Occupied {
         /// A route that is in it.
         route: Box<Route>,
     },
+    /// Another tunnel's rule is at the preference.
+    #[error("rule preference {priority} is in use: {rule}")]
+    Preference {
+        /// The preference.
+        priority: u32,
+        /// The rule that is there.
+        rule: Box<Rule>,
+    },
     /// A table of nftables has the name.
     #[error("table inet {0} is there and is not of this program")]
     Nftables(String),
@@ -395,6 +403,16 @@ pub fn occupied(observed: &Observed, config: &HostConfig) -> Vec<Occupied> {
         found.push(Occupied::RoutingTable {
             table: config.table,
             route: Box::new(*route),
+        });
+    }
+    let another = |rule: &&Rule| {
+        let to_table = matches!(rule.action, Action::Lookup { table, .. } if table == config.table);
+        rule.priority == config.rule_priority && is_ours(rule, config.rule_priority) && !to_table
+    };
+    if let Some(rule) = observed.rules.iter().find(another) {
+        found.push(Occupied::Preference {
+            priority: config.rule_priority,
+            rule: Box::new(*rule),
         });
     }
     let name = claim.nftables();

@@ -437,7 +437,7 @@ fn rules_and_routes_of_others_are_left_alone() {
 }
 
 #[test]
-fn a_routing_table_or_nftables_table_in_use_by_others_is_named() {
+fn a_routing_table_preference_or_nftables_table_in_use_by_others_is_named() {
     let mut model = Model::bare(config());
     Damage::ForeignRoute.befall(&mut model);
     let found = occupied(&model.observed, &config());
@@ -462,6 +462,16 @@ fn a_routing_table_or_nftables_table_in_use_by_others_is_named() {
         .insert(table.name.clone(), Found::of(&table));
     let found = occupied(&model.observed, &config());
     assert_eq!(found, [Occupied::Nftables("warren-warren0".to_owned())]);
+
+    let mut model = Model::bare(config());
+    let mut other = config();
+    other.table = 999;
+    model.observed.rules = fence::rules(&other, Family::V4);
+    let found = occupied(&model.observed, &config());
+    assert!(
+        matches!(found[..], [Occupied::Preference { priority: 98, .. }]),
+        "{found:?}"
+    );
 
     // What is left of a run whose record is lost is ours by its shape.
     assert_eq!(occupied(&Model::whole().observed, &config()), []);
