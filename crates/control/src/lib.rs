@@ -11,6 +11,7 @@
 //! Threads, not an async runtime: there are a few clients a minute.
 
 mod device;
+mod engine;
 mod listener;
 mod memory;
 mod server;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,7 +22,7 @@ impl Host {
     /// A host with a loopback interface and nothing else.
     pub fn new() -> Self {
         let script = r#"set -e
-            mount -t tmpfs tmpfs "$(readlink -f /var/run)"
+            mount -t tmpfs -o mode=755 tmpfs "$(readlink -f /var/run)"
             ip link set lo up
             echo ready
             exec sleep infinity"#;
@@ -111,6 +111,11 @@ impl Host {
     /// Whether something exists in the host's file system.
     pub fn exists(&self, path: &str) -> bool {
         self.attempt(&format!("test -e {path}")).success
+    }
+
+    /// The host's file system, seen from outside.
+    pub fn root(&self) -> PathBuf {
+        format!("/proc/{}/root", self.pid).into()
     }
 
     /// One echo of an address, with two seconds for the answer.

@@ -1,0 +1,527 @@
+//! Everything that a user can set, read in one place: the command line and the environment.
+//!
+//! What both set, the command line decides. Nothing else in this program reads a variable.
+
+use std::ffi::OsString;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use clap::{Args, Parser};
+use tracing::level_filters::LevelFilter;
+
+/// The marks of a process that [`crate::daemon`] has started.
+pub(crate) const FOREGROUND_VARIABLE: &str = "WG_PROCESS_FOREGROUND";
+pub(crate) const DAEMON_VARIABLE: &str = "WARREN_WG_DAEMON";
+
+/// What this process is to do.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Settings {
+    pub(crate) interface: InterfaceName,
+    pub(crate) role: Role,
+    pub(crate) log_level: LevelFilter,
+    /// Whether the log goes on after becoming a daemon.
+    pub(crate) keep_stderr: bool,
+    /// A queue of a TUN interface that somebody else has opened.
+    pub(crate) tun_fd: Option<RawFd>,
+    /// A listening socket for `wg(8)`.
+    pub(crate) uapi_fd: Option<RawFd>,
+    pub(crate) tuning: Tuning,
+}
+
+/// Which part of a start this process plays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Start a daemon, wait until it is ready and go.
+    Launcher,
+    /// Be that daemon, and say on the standard output when it is ready.
+    Daemon,
+    /// Stay where it was started.
+    Foreground,
+}
+
+/// What is for benchmarks and for kernels in which something is broken.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Tuning {
+    /// `None` leaves the number to the machine.
+    pub(crate) workers: Option<usize>,
+    pub(crate) joined: bool,
+    pub(crate) mtu: Option<u32>,
+    pub(crate) no_tun_offload: bool,
+    pub(crate) no_uso: bool,
+    pub(crate) no_multi_queue: bool,
+    pub(crate) no_steering: bool,
+    pub(crate) no_udp_segmentation: bool,
+    pub(crate) no_udp_receive_offload: bool,
+}
+
+/// A name that the kernel takes for an interface (`dev_valid_name` in `net/core/dev.c`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct InterfaceName(String);
+
+impl InterfaceName {
+    /// IFNAMSIZ without the terminating zero.
+    const LEN_MAX: usize = 15;
+
+    pub(crate) fn new(name: &str) -> Result<Self, String> {
+        let forbidden = |c: char| c == '/' || c == ':' || c.is_ascii_whitespace() || c == '\x0b';
+        let valid = (1..=Self::LEN_MAX).contains(&name.len())
+            && name != "."
+            && name != ".."
+            && !name.contains(forbidden)
+            && !name.contains('\0');
+        valid.then(|| Self(name.to_owned())).ok_or_else(|| {
+            format!(
+                "an interface name has 1 to {} bytes, is not '.' or '..', and contains no '/', ':' or white space",
+                Self::LEN_MAX
+            )
+        })
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether the kernel is to choose a number for the name.
+    pub(crate) fn is_pattern(&self) -> bool {
+        self.0.contains("%d")
+    }
+}
+
+/// Why there are no settings.
+#[derive(Debug)]
+pub(crate) enum SettingsError {
+    /// The command line is wrong, or asks for help.
+    CommandLine(clap::Error),
+    /// A variable has a value that means nothing.
+    Variable {
+        name: &'static str,
+        value: OsString,
+        expected: &'static str,
+    },
+}
+
+impl Settings {
+    pub(crate) fn read(
+        command_line: impl IntoIterator<Item = OsString>,
+        variable: impl Fn(&'static str) -> Option<OsString>,
+    ) -> Result<Self, SettingsError> {
+        let arguments =
+            CommandLine::try_parse_from(command_line).map_err(SettingsError::CommandLine)?;
+        let environment = Environment(&variable);
+        let log_level = environment.text("LOG_LEVEL");
+        let role = if environment.text(DAEMON_VARIABLE).as_deref() == Some("1") {
+            Role::Daemon
+        } else if arguments.foreground
+            || environment.text(FOREGROUND_VARIABLE).as_deref() == Some("1")
+        {
+            Role::Foreground
+        } else {
+            Role::Launcher
+        };
+        let tuning = arguments.tuning;
+        Ok(Self {
+            interface: arguments.interface,
+            role,
+            log_level: level(log_level.as_deref()),
+            keep_stderr: log_level.is_some_and(|level| level != "silent"),
+            tun_fd: environment.number("WG_TUN_FD", 0..=i32::MAX, FD)?,
+            uapi_fd: environment.number("WG_UAPI_FD", 0..=i32::MAX, FD)?,
+            tuning: Tuning {
+                workers: match tuning.workers {
+                    None => environment.number(
+                        "WARREN_WORKERS",
+                        1..=WORKERS_MAX,
+                        "a number from 1 to 256",
+                    )?,
+                    given => given.map(usize::from),
+                },
+                joined: tuning.joined || environment.switch("WARREN_JOINED")?,
+                mtu: match tuning.mtu {
+                    None => environment.number(
+                        "WARREN_MTU",
+                        MTU_MIN..=MTU_MAX,
+                        "a number of bytes from 68 to 65521",
+                    )?,
+                    given => given,
+                },
+                no_tun_offload: tuning.no_tun_offload
+                    || environment.switch("WARREN_NO_TUN_OFFLOAD")?,
+                no_uso: tuning.no_uso || environment.switch("WARREN_NO_USO")?,
+                no_multi_queue: tuning.no_multi_queue
+                    || environment.switch("WARREN_NO_MULTI_QUEUE")?,
+                no_steering: tuning.no_steering || environment.switch("WARREN_NO_STEERING")?,
+                no_udp_segmentation: tuning.no_udp_segmentation
+                    || environment.switch("WARREN_NO_UDP_SEGMENTATION")?,
+                no_udp_receive_offload: tuning.no_udp_receive_offload
+                    || environment.switch("WARREN_NO_UDP_RECEIVE_OFFLOAD")?,
+            },
+        })
+    }
+}
+
+const FD: &str = "the number of an open file descriptor";
+const WORKERS_MAX: usize = 256;
+/// The bounds that the kernel has for TUN interfaces.
+const MTU_MIN: u32 = 68;
+const MTU_MAX: u32 = 65_521;
+
+/// A userspace WireGuard device, driven by wg(8) and wg-quick(8).
+///
+/// Opens the TUN interface INTERFACE and listens for wg(8) at /var/run/wireguard/INTERFACE.sock. It
+/// returns to the shell when the device is ready, and ends with its interface when it gets SIGTERM,
+/// when the interface or the socket is deleted, or with `wg-quick down`.
+#[derive(Debug, Parser)]
+#[command(
+    name = "warren-wg",
+    version,
+    after_help = AFTER_HELP,
+    after_long_help = AFTER_HELP,
+    max_term_width = 100,
+)]
+struct CommandLine {
+    /// Stay in the foreground and log to the standard error
+    #[arg(short, long)]
+    foreground: bool,
+
+    /// Name of the interface; with %d in it the kernel chooses a number
+    #[arg(value_parser = InterfaceName::new)]
+    interface: InterfaceName,
+
+    #[command(flatten)]
+    tuning: TuningArguments,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "For benchmarks and for kernels in which something is broken")]
+struct TuningArguments {
+    /// Workers, each with a queue of the interface [WARREN_WORKERS; half the processors]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=WORKERS_MAX as i64))]
+    workers: Option<u16>,
+
+    /// One thread for both directions of a worker instead of two [WARREN_JOINED]
+    #[arg(long)]
+    joined: bool,
+
+    /// MTU that the interface gets at first [WARREN_MTU; 1420]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(i64::from(MTU_MIN)..=i64::from(MTU_MAX)))]
+    mtu: Option<u32>,
+
+    /// No large packets from and to the interface [WARREN_NO_TUN_OFFLOAD]
+    #[arg(long)]
+    no_tun_offload: bool,
+
+    /// No large UDP packets from and to the interface [WARREN_NO_USO]
+    #[arg(long)]
+    no_uso: bool,
+
+    /// An interface with a single queue [WARREN_NO_MULTI_QUEUE]
+    #[arg(long)]
+    no_multi_queue: bool,
+
+    /// No program in the kernel that keeps a flow on its queue [WARREN_NO_STEERING]
+    #[arg(long)]
+    no_steering: bool,
+
+    /// One datagram for each send [WARREN_NO_UDP_SEGMENTATION]
+    #[arg(long)]
+    no_udp_segmentation: bool,
+
+    /// One datagram for each receive [WARREN_NO_UDP_RECEIVE_OFFLOAD]
+    #[arg(long)]
+    no_udp_receive_offload: bool,
+}
+
+const AFTER_HELP: &str = "\
+Environment:
+  LOG_LEVEL              verbose or debug, info, error (the default), silent; a log
+                         that is asked for goes on in the background
+  WG_TUN_FD, WG_UAPI_FD  open descriptors of an interface and a socket to use
+  WG_PROCESS_FOREGROUND  1 is the same as --foreground
+  The names in brackets above: 1 or a number is the same as the option.
+
+Examples:
+  warren-wg wg0
+      Make wg0; then: wg setconf wg0 wg0.conf
+  WG_QUICK_USERSPACE_IMPLEMENTATION=warren-wg wg-quick up wg0
+      Let wg-quick(8) do all of it, where the kernel has no WireGuard
+  LOG_LEVEL=debug warren-wg --foreground wg0
+      Watch what it does
+  warren-wg --workers 1 --no-tun-offload wg0
+      Find out whether an offload is to blame";
+
+/// `error` where wireguard-go takes it, as for every word that it does not know.
+fn level(text: Option<&str>) -> LevelFilter {
+    match text {
+        Some("silent") => LevelFilter::OFF,
+        Some("info") => LevelFilter::INFO,
+        Some("verbose" | "debug") => LevelFilter::DEBUG,
+        _ => LevelFilter::ERROR,
+    }
+}
+
+struct Environment<'a>(&'a dyn Fn(&'static str) -> Option<OsString>);
+
+impl Environment<'_> {
+    /// A variable that is empty counts as absent.
+    fn get(&self, name: &'static str) -> Option<OsString> {
+        (self.0)(name).filter(|value| !value.is_empty())
+    }
+
+    fn text(&self, name: &'static str) -> Option<String> {
+        self.get(name)?.into_string().ok()
+    }
+
+    fn number<T>(
+        &self,
+        name: &'static str,
+        range: std::ops::RangeInclusive<T>,
+        expected: &'static str,
+    ) -> Result<Option<T>, SettingsError>
+    where
+        T: std::str::FromStr + PartialOrd,
+    {
+        let Some(value) = self.get(name) else {
+            return Ok(None);
+        };
+        let number = value.to_str().and_then(|text| text.parse().ok());
+        match number.filter(|number| range.contains(number)) {
+            Some(number) => Ok(Some(number)),
+            None => Err(SettingsError::Variable {
+                name,
+                value,
+                expected,
+            }),
+        }
+    }
+
+    fn switch(&self, name: &'static str) -> Result<bool, SettingsError> {
+        let Some(value) = self.get(name) else {
+            return Ok(false);
+        };
+        match value.to_str() {
+            Some("1" | "true" | "yes") => Ok(true),
+            Some("0" | "false" | "no") => Ok(false),
+            _ => Err(SettingsError::Variable {
+                name,
+                value,
+                expected: "1 or 0",
+            }),
+        }
+    }
+}
+
+impl std::fmt::Display for SettingsError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::CommandLine(error) => write!(f, "{error}"),
+            Self::Variable {
+                name,
+                value,
+                expected,
+            } => write!(
+                f,
+                "{name} is {:?} but should be {expected}",
+                PathBuf::from(value)
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_alone_asks_for_a_daemon() {
+        let settings = read("wg0", &[]).expect("settings");
+        assert_eq!(settings.interface.as_str(), "wg0");
+        assert_eq!(settings.role, Role::Launcher);
+        assert_eq!(settings.log_level, LevelFilter::ERROR);
+        assert!(!settings.keep_stderr);
+        assert_eq!(settings.tuning, Tuning::default());
+    }
+
+    #[test]
+    fn the_foreground_is_asked_for_in_three_ways() {
+        for (arguments, environment) in [
+            ("-f wg0", &[][..]),
+            ("wg0 --foreground", &[]),
+            ("wg0", &[(FOREGROUND_VARIABLE, "1")]),
+        ] {
+            let settings = read(arguments, environment).expect("settings");
+            assert_eq!(settings.role, Role::Foreground, "{arguments}");
+        }
+        let settings = read("wg0", &[(FOREGROUND_VARIABLE, "0")]).expect("settings");
+        assert_eq!(settings.role, Role::Launcher);
+    }
+
+    #[test]
+    fn a_launched_daemon_knows_its_part() {
+        let marks = [(FOREGROUND_VARIABLE, "1"), (DAEMON_VARIABLE, "1")];
+        let settings = read("wg0", &marks).expect("settings");
+        assert_eq!(settings.role, Role::Daemon);
+    }
+
+    #[test]
+    fn log_levels_are_those_of_wireguard_go() {
+        for (text, level, keep) in [
+            ("verbose", LevelFilter::DEBUG, true),
+            ("debug", LevelFilter::DEBUG, true),
+            ("info", LevelFilter::INFO, true),
+            ("error", LevelFilter::ERROR, true),
+            ("chatty", LevelFilter::ERROR, true),
+            ("silent", LevelFilter::OFF, false),
+            ("", LevelFilter::ERROR, false),
+        ] {
+            let settings = read("wg0", &[("LOG_LEVEL", text)]).expect("settings");
+            assert_eq!(settings.log_level, level, "{text}");
+            assert_eq!(settings.keep_stderr, keep, "{text}");
+        }
+    }
+
+    #[test]
+    fn names_that_the_kernel_refuses_are_refused() {
+        for name in [
+            "wg0",
+            "a",
+            "wg-home.1",
+            "=+_",
+            "wg%d",
+            "fünf",
+            "fifteen-bytes-x",
+        ] {
+            assert!(InterfaceName::new(name).is_ok(), "{name}");
+        }
+        for name in [
+            "",
+            ".",
+            "..",
+            "a/b",
+            "../../etc/x",
+            "a:b",
+            "a b",
+            "a\tb",
+            "a\0b",
+            "sixteen-bytes-xy",
+        ] {
+            let sentence = InterfaceName::new(name).expect_err(name);
+            assert!(sentence.starts_with("an interface name has 1 to 15 bytes"));
+        }
+        let error = read("a/b", &[]).expect_err("no name");
+        assert!(error.to_string().contains("contains no '/'"), "{error}");
+    }
+
+    #[test]
+    fn descriptors_are_numbers() {
+        let environment = [("WG_TUN_FD", "3"), ("WG_UAPI_FD", "4")];
+        let settings = read("wg0", &environment).expect("settings");
+        assert_eq!((settings.tun_fd, settings.uapi_fd), (Some(3), Some(4)));
+        for value in ["-1", "x", "3 "] {
+            let error = read("wg0", &[("WG_TUN_FD", value)]).expect_err("no number");
+            let sentence = error.to_string();
+            assert!(sentence.starts_with("WG_TUN_FD is "), "{sentence}");
+            assert!(sentence.ends_with("an open file descriptor"), "{sentence}");
+        }
+    }
+
+    #[test]
+    fn every_switch_can_be_set_by_option_and_by_variable() {
+        let everything = Tuning {
+            workers: Some(4),
+            joined: true,
+            mtu: Some(1280),
+            no_tun_offload: true,
+            no_uso: true,
+            no_multi_queue: true,
+            no_steering: true,
+            no_udp_segmentation: true,
+            no_udp_receive_offload: true,
+        };
+        let by_option = read(
+            "--workers 4 --joined --mtu 1280 --no-tun-offload --no-uso --no-multi-queue \
+             --no-steering --no-udp-segmentation --no-udp-receive-offload wg0",
+            &[],
+        );
+        assert_eq!(by_option.expect("settings").tuning, everything);
+        let by_variable = read(
+            "wg0",
+            &[
+                ("WARREN_WORKERS", "4"),
+                ("WARREN_JOINED", "1"),
+                ("WARREN_MTU", "1280"),
+                ("WARREN_NO_TUN_OFFLOAD", "1"),
+                ("WARREN_NO_USO", "yes"),
+                ("WARREN_NO_MULTI_QUEUE", "true"),
+                ("WARREN_NO_STEERING", "1"),
+                ("WARREN_NO_UDP_SEGMENTATION", "1"),
+                ("WARREN_NO_UDP_RECEIVE_OFFLOAD", "1"),
+            ],
+        );
+        assert_eq!(by_variable.expect("settings").tuning, everything);
+    }
+
+    #[test]
+    fn the_command_line_decides_over_the_environment() {
+        let environment = [("WARREN_WORKERS", "2"), ("WARREN_MTU", "9000")];
+        let settings = read("--workers 8 wg0", &environment).expect("settings");
+        assert_eq!(settings.tuning.workers, Some(8));
+        assert_eq!(settings.tuning.mtu, Some(9000));
+    }
+
+    #[test]
+    fn values_that_mean_nothing_are_refused() {
+        for arguments in [
+            "",
+            "wg0 wg1",
+            "--workers 0 wg0",
+            "--workers 257 wg0",
+            "--mtu 67 wg0",
+            "--mtu 65522 wg0",
+            "--offload wg0",
+        ] {
+            assert!(read(arguments, &[]).is_err(), "{arguments}");
+        }
+        for variable in [
+            ("WARREN_WORKERS", "0"),
+            ("WARREN_WORKERS", "many"),
+            ("WARREN_MTU", "67"),
+            ("WARREN_NO_USO", "maybe"),
+        ] {
+            assert!(read("wg0", &[variable]).is_err(), "{variable:?}");
+        }
+    }
+
+    #[test]
+    fn every_variable_is_in_the_help() {
+        let help = read("--help", &[]).expect_err("help").to_string();
+        for name in [
+            "LOG_LEVEL",
+            "WG_TUN_FD",
+            "WG_UAPI_FD",
+            "WG_PROCESS_FOREGROUND",
+            "WARREN_WORKERS",
+            "WARREN_JOINED",
+            "WARREN_MTU",
+            "WARREN_NO_TUN_OFFLOAD",
+            "WARREN_NO_USO",
+            "WARREN_NO_MULTI_QUEUE",
+            "WARREN_NO_STEERING",
+            "WARREN_NO_UDP_SEGMENTATION",
+            "WARREN_NO_UDP_RECEIVE_OFFLOAD",
+        ] {
+            assert!(help.contains(name), "{name} is missing from\n{help}");
+        }
+    }
+
+    fn read(
+        arguments: &str,
+        environment: &[(&'static str, &str)],
+    ) -> Result<Settings, SettingsError> {
+        let program = std::iter::once("warren-wg");
+        let command_line = program.chain(arguments.split_whitespace());
+        Settings::read(command_line.map(OsString::from), |name| {
+            let found = environment.iter().find(|(set, _)| *set == name);
+            found.map(|(_, value)| OsString::from(value))
+        })
+    }
+}
