@@ -67,6 +67,8 @@ pub struct Report {
     pub changed: Vec<Change>,
     /// What the kernel refused, and why.
     pub refused: Vec<(Change, KernelError)>,
+    /// Why the fence file is not what it should be: after a reboot the fence would be another.
+    pub unsaved: Option<StateError>,
     /// Whether another program changes things as often as they are put back.
     pub contested: bool,
     /// Packets that the fence has dropped since the table was last put in place, by counter.
@@ -207,7 +209,8 @@ impl Host {
             self.owned.claims.insert(claim.clone());
             self.owned.save(&self.directory)?;
         }
-        owned::save_fence(&self.directory, config)?;
+        // A full disk is no reason to leave a hole; after a reboot it would be one, so it is said.
+        let unsaved = owned::save_fence(&self.directory, config).err();
 
         let mut changed = Vec::new();
         let mut refused = Vec::new();
@@ -236,7 +239,7 @@ impl Host {
         if contested && !self.contested {
             tracing::warn!(
                 interface = claim.interface,
-                "another program keeps changing what is ours; it is put back once a second"
+                "another program keeps changing what is ours; it is put back twice a second"
             );
         }
         self.contested = contested;
@@ -252,6 +255,7 @@ impl Host {
             nftables: observed.nftables,
             changed,
             refused,
+            unsaved,
             contested,
         })
     }

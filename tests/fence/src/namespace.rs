@@ -1,8 +1,10 @@
 //! Network namespaces that are gone when the test is.
 
-use std::fs::File;
+use std::env;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::process::{self, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
@@ -29,6 +31,11 @@ impl Namespace {
         &self.name
     }
 
+    /// Where files of this namespace may be.
+    pub(crate) fn directory(&self) -> PathBuf {
+        env::temp_dir().join(format!("warren-fence-{}", self.name))
+    }
+
     /// Runs `ip` with these words inside.
     pub fn ip(&self, words: &str) {
         let mut args = vec!["-n", &self.name];
@@ -41,6 +48,11 @@ impl Namespace {
         let mut args = vec!["netns", "exec", &self.name];
         args.extend(program.split_whitespace());
         run("ip", &args)
+    }
+
+    /// Runs lines of shell inside.
+    pub fn run_script(&self, lines: &str) {
+        run("ip", &["netns", "exec", &self.name, "sh", "-ec", lines]);
     }
 
     /// Whether a program inside succeeds.
@@ -92,6 +104,7 @@ impl Drop for Namespace {
         let _ = Command::new("ip")
             .args(["netns", "del", &self.name])
             .status();
+        let _ = fs::remove_dir_all(self.directory());
     }
 }
 

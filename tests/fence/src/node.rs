@@ -1,9 +1,9 @@
 //! The two nodes as `warren-netlink` is told of them, and the process that keeps one.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
-use std::{env, fs, process};
 
 use ipnet::IpNet;
 use warren_config::{Fence, HostConfig};
@@ -136,11 +136,9 @@ impl Drop for Daemon {
     }
 }
 
-/// A directory of a namespace's own, empty.
+/// The state directory of the node in a namespace; gone with the namespace.
 pub fn state_directory(at: &Namespace) -> PathBuf {
-    let directory = env::temp_dir()
-        .join(format!("warren-fence-{}", process::id()))
-        .join(at.name());
+    let directory = at.directory();
     fs::create_dir_all(&directory).expect("a temporary directory");
     directory
 }
