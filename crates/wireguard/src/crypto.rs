@@ -1,7 +1,7 @@
 //! The primitives of the handshake, by the paper's names (section 5.4), and the one place that
 //! knows the crates behind them. Transport data is sealed by `warren-aead` instead.
 
-use blake2::digest::consts::{U16, U32};
+use blake2::digest::consts::U16;
 use blake2::digest::{FixedOutput, KeyInit, Update};
 use blake2::{Blake2s256, Blake2sMac, Digest};
 use chacha20poly1305::aead::AeadInOut;
@@ -16,9 +16,15 @@ const TAG: usize = crate::messages::TAG;
 pub(crate) struct Secret(Box<[u8; 32]>);
 
 impl Secret {
-    pub(crate) fn new(mut bytes: [u8; 32]) -> Self {
-        let secret = Self(Box::new(bytes));
-        bytes.zeroize();
+    /// Copies the bytes; whoever holds the original wipes it.
+    pub(crate) fn copy_of(bytes: &[u8; 32]) -> Self {
+        Self::written(|secret| secret.copy_from_slice(bytes))
+    }
+
+    /// Lets `write` fill the bytes where they stay.
+    fn written(write: impl FnOnce(&mut [u8; 32])) -> Self {
+        let mut secret = Self(Box::new([0; 32]));
+        write(&mut secret.0);
         secret
     }
 
@@ -56,7 +62,7 @@ pub(crate) fn dh(private: &[u8; 32], public: &[u8; 32]) -> Result<Secret, LowOrd
     if !shared.was_contributory() {
         return Err(LowOrder);
     }
-    Ok(Secret::new(shared.to_bytes()))
+    Ok(Secret::copy_of(shared.as_bytes()))
 }
 
 /// The public key of a private one.
@@ -138,10 +144,9 @@ fn hmac(key: &[u8; 32], parts: &[&[u8]]) -> Secret {
     }
     let mut outer = Blake2s256::new();
     Update::update(&mut outer, &padded(0x5c)[..]);
-    let mut digest: blake2::digest::array::Array<u8, U32> = inner.finalize();
-    Update::update(&mut outer, &digest);
-    digest.as_mut_slice().zeroize();
-    Secret::new(outer.finalize().into())
+    let digest = Secret::written(|digest| Digest::finalize_into(inner, digest.into()));
+    Update::update(&mut outer, digest.bytes());
+    Secret::written(|output| Digest::finalize_into(outer, output.into()))
 }
 
 /// AEAD(key, 0, text, aad), with a key that seals one thing only. `OUT` is `IN` and the tag.

@@ -28,7 +28,7 @@ pub const LOAD_THRESHOLD: usize = 512;
 const LOAD_LASTS: Duration = Duration::from_secs(1);
 /// Sources that are remembered for each kind of share.
 const MAX_SOURCES: usize = 8192;
-/// How often a full table is searched for sources that are at rest again.
+/// How often a full table is searched in vain for sources that are at rest again.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What a source may send while there is no load: enough for a large site behind one address that
@@ -177,7 +177,8 @@ struct Exhausted;
 #[derive(Debug, Default)]
 struct Limiter {
     full_at: BTreeMap<Source, Instant>,
-    swept: Option<Instant>,
+    /// When the table was last searched and most of it was found to be in use.
+    swept_in_vain: Option<Instant>,
 }
 
 impl Limiter {
@@ -194,13 +195,16 @@ impl Limiter {
         Ok(())
     }
 
-    /// Makes room among the sources that are at rest. With none the newcomer is refused; it may
-    /// still prove itself, and be counted among those who did.
+    /// Makes room among the sources that are at rest, most of which are so within milliseconds:
+    /// invented sources, each used once, do not keep others out. With no room the newcomer is
+    /// refused; it may still prove itself, and be counted among those who did.
     fn has_room(&mut self, now: Instant) -> bool {
         let recently = |swept| now.saturating_duration_since(swept) < SWEEP_INTERVAL;
-        if self.full_at.len() >= MAX_SOURCES && !self.swept.is_some_and(recently) {
+        if self.full_at.len() >= MAX_SOURCES && !self.swept_in_vain.is_some_and(recently) {
             self.full_at.retain(|_, full_at| *full_at > now);
-            self.swept = Some(now);
+            // Each search is paid for by the newcomers that it made room for.
+            let in_vain = self.full_at.len() > MAX_SOURCES / 2;
+            self.swept_in_vain = in_vain.then_some(now);
         }
         self.full_at.len() < MAX_SOURCES
     }

@@ -14,7 +14,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use warren_config::{PresharedKey, PublicKey};
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::cookie::{self, Cookie};
 use crate::crypto::{self, Secret};
@@ -52,7 +52,7 @@ impl From<crypto::Forged> for HandshakeError {
 /// The chaining key and the transcript's hash.
 struct Symmetric {
     chaining_key: Secret,
-    hash: [u8; 32],
+    hash: Zeroizing<[u8; 32]>,
 }
 
 impl Symmetric {
@@ -60,8 +60,8 @@ impl Symmetric {
         let chaining_key = crypto::hash(&[CONSTRUCTION]);
         let hash = crypto::hash(&[&chaining_key, IDENTIFIER]);
         let mut symmetric = Self {
-            chaining_key: Secret::new(chaining_key),
-            hash,
+            chaining_key: Secret::copy_of(&chaining_key),
+            hash: Zeroizing::new(hash),
         };
         symmetric.mix_hash(responder.as_bytes());
         symmetric
@@ -70,12 +70,12 @@ impl Symmetric {
     fn duplicate(&self) -> Self {
         Self {
             chaining_key: self.chaining_key.clone(),
-            hash: self.hash,
+            hash: self.hash.clone(),
         }
     }
 
     fn mix_hash(&mut self, data: &[u8]) {
-        self.hash = crypto::hash(&[&self.hash, data]);
+        *self.hash = crypto::hash(&[&self.hash[..], data]);
     }
 
     /// An ephemeral key, ours or theirs: into the hash and, for the sake of psk2, the key.
@@ -110,7 +110,7 @@ impl Symmetric {
         key: &Secret,
         text: &[u8; IN],
     ) -> [u8; OUT] {
-        let sealed = crypto::seal(key, &self.hash, text);
+        let sealed = crypto::seal(key, &self.hash[..], text);
         self.mix_hash(&sealed);
         sealed
     }
@@ -120,7 +120,7 @@ impl Symmetric {
         key: &Secret,
         sealed: &[u8; IN],
     ) -> Result<[u8; OUT], crypto::Forged> {
-        let text = crypto::open(key, &self.hash, sealed)?;
+        let text = crypto::open(key, &self.hash[..], sealed)?;
         self.mix_hash(sealed);
         Ok(text)
     }
@@ -312,7 +312,7 @@ impl AuthenticInitiation {
             ephemeral: theirs,
             ..
         } = self;
-        let ours = Secret::new(ephemeral);
+        let ours = Secret::copy_of(&ephemeral);
         ephemeral.zeroize();
         let ours_public = crypto::public(ours.bytes());
         symmetric.mix_ephemeral(&ours_public);

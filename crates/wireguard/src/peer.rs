@@ -292,7 +292,7 @@ impl Peer {
         self.forget_in_flight();
         self.last_handshake_sent = None;
         self.keypairs.end_sending();
-        self.pending.keepalive = self.running && self.timers.persistent_keepalive() != 0;
+        self.pending.keepalive |= self.running && self.timers.persistent_keepalive() != 0;
     }
 
     /// The device goes down, or the peer is removed: ends all sessions and forgets what is staged.
@@ -478,7 +478,11 @@ impl Peer {
 
     /// Does what is due, however late. Afterwards every deadline is later than `now`.
     pub fn handle_timeout(&mut self, now: Instant) {
-        while let Some(timer) = self.timers.expire(now) {
+        // Each expires once at most, also at the end of time, where deadlines do not advance.
+        for _ in Timer::ALL {
+            let Some(timer) = self.timers.expire(now) else {
+                return;
+            };
             match timer {
                 Timer::Retransmit | Timer::Deferred if self.timers.attempts_exhausted(now) => {
                     self.timers.gave_up(now);

@@ -153,8 +153,9 @@ impl Timers {
     /// An initiation was asked for so soon that it has to wait until `due`. The late response of
     /// one that is under way would bring about the same.
     pub(crate) fn deferred(&mut self, due: Instant) {
-        if !self.is_armed(Timer::Retransmit) {
-            self.arm(Timer::Deferred, due);
+        if !self.is_armed(Timer::Retransmit) && !self.is_armed(Timer::Deferred) {
+            let jitter = self.jitter.draw();
+            self.arm(Timer::Deferred, due + jitter);
         }
     }
 

@@ -53,7 +53,8 @@ impl Endpoints {
     }
 
     /// Replaces the candidates. The first is tried next, unless the peer was last heard from one
-    /// of them: then that stays, with its source address.
+    /// of them: then that stays, with its source address. Where it was heard from otherwise is
+    /// still tried when no candidate answers.
     pub(crate) fn set(&mut self, candidates: Vec<SocketAddr>) {
         self.candidates = candidates.into();
         // With none there is nothing to fall back to: what was learnt is all there is.
@@ -65,7 +66,6 @@ impl Endpoints {
         if stays {
             self.at = Place::Learnt;
         } else {
-            self.learnt = None;
             self.at = Place::Candidate(0);
         }
     }

@@ -176,8 +176,8 @@ impl SessionState {
     }
 
     fn keypair(&self) -> Box<Keypair> {
-        let sealing = Secret::new(*self.sealing_key);
-        let opening = Secret::new(*self.opening_key);
+        let sealing = Secret::copy_of(&self.sealing_key);
+        let opening = Secret::copy_of(&self.opening_key);
         let session = Session::from_keys(
             self.local_index,
             self.remote_index,

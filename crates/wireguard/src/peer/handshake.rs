@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use warren_config::{PresharedKey, PublicKey};
+use zeroize::Zeroize;
 
 use super::keypairs::Keypair;
 use super::{Endpoint, Peer};
@@ -79,14 +80,16 @@ impl InitiationTicket {
         identity: &Arc<Identity>,
         shared: &StaticShared,
         index: u32,
-        ephemeral: [u8; 32],
+        mut ephemeral: [u8; 32],
     ) -> Result<(InFlight, [u8; INITIATION_LEN]), HandshakeError> {
+        let secret = Secret::copy_of(&ephemeral);
+        ephemeral.zeroize();
         noise::create_initiation(&InitiationParts {
             identity,
             peer: &self.peer,
             shared,
             index,
-            ephemeral: Secret::new(ephemeral),
+            ephemeral: secret,
             timestamp: &self.timestamp,
             cookie: self.cookie.as_ref(),
         })

@@ -60,7 +60,7 @@ impl Mixed {
         let result = self.theirs.encapsulate(packet, &mut out);
         if let TunnResult::WriteToNetwork(bytes) = result {
             let bytes = bytes.to_vec();
-            self.to_us(bytes);
+            self.reaches_us(bytes);
         }
         self.settle();
     }
@@ -72,7 +72,7 @@ impl Mixed {
             panic!("{result:?}")
         };
         let bytes = bytes.to_vec();
-        self.to_us(bytes);
+        self.reaches_us(bytes);
         self.settle();
     }
 
@@ -84,12 +84,12 @@ impl Mixed {
                 return;
             }
             for datagram in sent {
-                self.to_them(&datagram.bytes);
+                self.reaches_them(&datagram.bytes);
             }
         }
     }
 
-    fn to_us(&mut self, bytes: Vec<u8>) {
+    fn reaches_us(&mut self, bytes: Vec<u8>) {
         self.lengths.push(bytes.len());
         self.ours.receive(
             &Datagram {
@@ -101,7 +101,7 @@ impl Mixed {
         );
     }
 
-    fn to_them(&mut self, datagram: &[u8]) {
+    fn reaches_them(&mut self, datagram: &[u8]) {
         let mut datagram = datagram;
         loop {
             let mut out = vec![0; 2_000];
@@ -116,7 +116,7 @@ impl Mixed {
                 }
                 TunnResult::WriteToNetwork(bytes) => {
                     let bytes = bytes.to_vec();
-                    self.to_us(bytes);
+                    self.reaches_us(bytes);
                     datagram = &[];
                 }
                 TunnResult::WriteToTunnelV4(bytes, _) | TunnResult::WriteToTunnelV6(bytes, _) => {
@@ -258,13 +258,13 @@ fn boringtun_brings_back_the_cookie_that_we_demand() {
         assert!(matches!(message, Handshake::Initiation(_)));
         let addressed = mixed.ours.identity.verify(message).expect("a valid mac1");
         gate.admit(&addressed, BOB, 512, mixed.now, &mut |bytes| {
-            random.fill(bytes)
+            random.fill(bytes);
         })
     };
     let Admission::CookieReply(reply) = admit(&mut mixed) else {
         panic!("a cookie is demanded");
     };
-    mixed.to_them(&reply);
+    mixed.reaches_them(&reply);
     assert!(mixed.errors_there.is_empty(), "{:?}", mixed.errors_there);
     assert_eq!(admit(&mut mixed), Admission::Pass);
 }

@@ -329,6 +329,27 @@ fn the_table_of_sources_is_bounded_and_those_it_has_no_room_for_may_prove_themse
 }
 
 #[test]
+fn a_flood_of_invented_sources_does_not_keep_honest_ones_out() {
+    let mut door = Door::loaded();
+    let initiation = door.initiation();
+    let start = door.pair.now;
+    // 200,000 in a second: the table is full every 40 ms.
+    for nth in 0..30_000 {
+        let now = start + std::time::Duration::from_micros(5 * nth);
+        let invented = std::net::Ipv4Addr::from(0x0a00_0000 + nth as u32);
+        door.knock_from(&initiation, SocketAddr::new(IpAddr::V4(invented), 1), now);
+        if nth.is_multiple_of(1_000) {
+            let honest = addr(100 + (nth / 1_000) as u8);
+            let admission = door.knock_from(&initiation, honest, now);
+            assert!(
+                matches!(admission, Admission::CookieReply(_)),
+                "at {nth}: {admission:?}"
+            );
+        }
+    }
+}
+
+#[test]
 fn nothing_is_answered_without_a_valid_mac1() {
     // The gate takes nothing but what `verify` let through, so this is all there is to show.
     let mut door = Door::loaded();

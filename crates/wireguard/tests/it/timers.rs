@@ -25,6 +25,16 @@ fn an_idle_peer_waits_for_nothing() {
 }
 
 #[test]
+fn a_peer_is_small() {
+    // Beside this an idle peer has its endpoint candidates on the heap, and nothing else.
+    assert!(
+        size_of::<warren_wireguard::Peer>() <= 640,
+        "{}",
+        size_of::<warren_wireguard::Peer>()
+    );
+}
+
+#[test]
 fn passive_keepalive_is_armed_by_received_data_and_counts_from_its_arrival() {
     let mut pair = Pair::connected();
     let start = pair.now;
@@ -204,9 +214,11 @@ fn a_request_that_comes_too_soon_is_served_when_it_may_be() {
     pair.advance(secs(2));
     pair.alice.peer.rekey(pair.now);
     pair.advance(secs(20));
-    assert_eq!(
-        pair.sent(ALICE, Kind::Initiation, start),
-        [0.0, REKEY_TIMEOUT]
+    let sent = pair.sent(ALICE, Kind::Initiation, start);
+    assert_eq!(sent.len(), 2);
+    assert!(
+        within(sent[1], REKEY_TIMEOUT, REKEY_TIMEOUT + JITTER),
+        "{sent:?}"
     );
 }
 
@@ -418,13 +430,14 @@ fn a_suspend_counts_as_elapsed() {
 }
 
 #[test]
-fn time_that_goes_backwards_never_panics() {
+fn time_that_goes_backwards_or_ends_never_panics() {
     let mut pair = Pair::connected();
     let mut random = Random(2);
     pair.alice.peer.set_persistent_keepalive(3, pair.now);
     for _ in 0..2_000 {
-        pair.now =
-            warren_wireguard::time::Instant::from_nanos(random.next() >> (random.next() % 64));
+        let shift = random.next() % 65;
+        let nanos = random.next().checked_shr(shift as u32).unwrap_or(u64::MAX);
+        pair.now = warren_wireguard::time::Instant::from_nanos(nanos);
         for node in [&mut pair.alice, &mut pair.bob] {
             node.peer.handle_timeout(pair.now);
         }
