@@ -50,7 +50,8 @@ fn the_log_goes_on_in_the_background_when_it_is_asked_for() {
     );
     stop(&host, "TERM");
     patiently("the end is in the log", || {
-        host.run("cat /var/run/log").contains("ends: signal 15 arrived")
+        host.run("cat /var/run/log")
+            .contains("ends: signal 15 arrived")
     });
 }
 

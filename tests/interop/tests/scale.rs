@@ -1,0 +1,58 @@
+//! Many peers.
+
+use std::fmt::Write as _;
+use std::process::Stdio;
+
+use warren_config::PrivateKey;
+use warren_tests_interop::{Host, Run, connect, patiently, warren_wg};
+
+#[test]
+fn two_hundred_peers_behind_one_address_shake_hands() {
+    const PEERS: u8 = 200;
+    let (many, one) = (Host::new(), Host::new());
+    connect((&many, &["192.0.2.1/24"]), (&one, &["192.0.2.2/24"]));
+    assert!(start(&one, "wg0").success);
+    let server = PrivateKey::from_bytes([255; 32]);
+    let mut configuration = format!(
+        "[Interface]\nListenPort = 51820\nPrivateKey = {}\n",
+        server.to_base64()
+    );
+    for n in 0..PEERS {
+        let key = PrivateKey::from_bytes([n; 32]).public();
+        writeln!(
+            configuration,
+            "[Peer]\nPublicKey = {key}\nAllowedIPs = 10.9.0.{n}/32"
+        )
+        .expect("a string takes everything");
+    }
+    one.shell("wg setconf wg0 /dev/stdin", &configuration);
+    one.run("ip link set wg0 up");
+    for n in 0..PEERS {
+        assert!(start(&many, &format!("wg{n}")).success);
+        let configuration = format!(
+            "[Interface]\nPrivateKey = {}\n[Peer]\nPublicKey = {}\nEndpoint = 192.0.2.2:51820\n\
+             AllowedIPs = 0.0.0.0/0\nPersistentKeepalive = 5\n",
+            PrivateKey::from_bytes([n; 32]).to_base64(),
+            server.public(),
+        );
+        many.shell(&format!("wg setconf wg{n} /dev/stdin"), &configuration);
+    }
+    // All at once.
+    let up: String = (0..PEERS).fold(String::new(), |mut text, n| {
+        writeln!(text, "link set wg{n} up").expect("a string takes everything");
+        text
+    });
+    many.shell("ip -batch -", &up);
+    patiently("every peer has shaken hands", || {
+        let handshakes = one.run("wg show wg0 latest-handshakes");
+        handshakes.lines().all(|line| !line.ends_with("\t0"))
+    });
+}
+
+fn start(host: &Host, interface: &str) -> Run {
+    Run::from(
+        host.command(warren_wg())
+            .args(["--workers", "1", "--joined", interface])
+            .stdin(Stdio::null()),
+    )
+}
