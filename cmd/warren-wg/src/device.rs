@@ -193,7 +193,7 @@ fn describe(engine: &Engine) -> Status {
         .collect();
     let drops = report.drops.into_iter();
     status.drops = drops
-        .map(|(reason, count)| (reason.name().to_owned(), count))
+        .map(|(reason, count)| (reason.to_owned(), count))
         .collect();
     status
 }

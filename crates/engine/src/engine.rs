@@ -12,10 +12,9 @@ use warren_tun::{Device, LinkEvent, Links};
 use warren_udp::{BindError, Pair};
 
 use crate::clock;
-use crate::drops::Reason;
 use crate::poll::{Poller, Timer, Wake};
 use crate::router::{Control, Entropy, Router, Timestamps};
-use crate::shared::{Shared, SocketSet};
+use crate::shared::Shared;
 use crate::worker::{Directions, EdgeState, Threads, Worker, WorkerEdges, WorkerEnd};
 
 /// How to run a tunnel. The number of workers is that of the device's queues.
@@ -115,8 +114,9 @@ pub struct Report {
     pub workers: usize,
     /// What is in use of what the kernel offers, by name.
     pub features: BTreeMap<&'static str, bool>,
-    /// Every drop that occurred so far, by reason.
-    pub drops: Vec<(Reason, u64)>,
+    /// Every drop that occurred so far, by name: [`crate::Reason`], and what the sockets count
+    /// themselves since they were opened.
+    pub drops: BTreeMap<&'static str, u64>,
 }
 
 /// A running tunnel. Ends its threads when dropped; the interface stays.
@@ -310,13 +310,25 @@ impl Engine {
                 all(|socket| socket.features().receive_offload),
             );
         }
+        let mut drops: BTreeMap<_, _> = self
+            .shared
+            .router
+            .drops()
+            .into_iter()
+            .map(|(reason, n)| (reason.name(), n))
+            .collect();
+        for (name, count) in sockets.iter().flat_map(warren_udp::Socket::counters) {
+            if count > 0 {
+                *drops.entry(name).or_default() += count;
+            }
+        }
         Report {
             interface: net.device.name(),
             up: net.up,
             mtu: u32::try_from(self.shared.router.mtu()).unwrap_or(u32::MAX),
             workers: net.workers,
             features,
-            drops: self.shared.router.drops(),
+            drops,
         }
     }
 
@@ -380,7 +392,7 @@ impl Net {
             ..warren_udp::Options::default()
         };
         let pairs = Pair::bind(&options)?;
-        shared.set_sockets(SocketSet::new(pairs));
+        shared.open_sockets(pairs);
         Ok(())
     }
 
@@ -395,7 +407,7 @@ impl Net {
             }
             LinkEvent::Down if self.up => {
                 self.up = false;
-                shared.set_sockets(SocketSet::default());
+                shared.close_sockets();
                 shared.router.stop();
             }
             LinkEvent::Mtu(mtu) => shared.router.set_mtu(mtu),

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use warren_udp::Pair;
@@ -9,6 +10,10 @@ use warren_udp::Pair;
 use crate::engine::End;
 use crate::poll::Wake;
 use crate::router::Router;
+
+/// How long workers are waited for that should let go of closed sockets. Only one that is held up
+/// by the host takes so long.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// See the module.
 #[derive(Debug)]
@@ -21,6 +26,7 @@ pub(crate) struct Shared {
     /// Wakes each of the workers' threads.
     pub(crate) workers: Vec<Arc<Wake>>,
     stopping: AtomicBool,
+    closing: Arc<Closing>,
     end: Mutex<Option<End>>,
     ended: Condvar,
 }
@@ -30,16 +36,29 @@ pub(crate) struct Shared {
 pub(crate) struct SocketSet {
     pairs: Vec<Pair>,
     none: Pair,
+    /// Tells, by being dropped with the sockets, that they are closed.
+    _open: Option<Open>,
+}
+
+/// There is a set of open sockets somewhere.
+#[derive(Debug)]
+struct Open(Arc<Closing>);
+
+/// Lets whoever wants a port again wait until the workers have let go of it.
+#[derive(Debug, Default)]
+struct Closing {
+    open: Mutex<usize>,
+    closed: Condvar,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        *self.0.open.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.0.closed.notify_all();
+    }
 }
 
 impl SocketSet {
-    pub(crate) fn new(pairs: Vec<Pair>) -> Self {
-        Self {
-            pairs,
-            none: Pair::default(),
-        }
-    }
-
     pub(crate) fn pair(&self, place: usize) -> &Pair {
         self.pairs.get(place).unwrap_or(&self.none)
     }
@@ -69,13 +88,43 @@ impl Shared {
             control,
             workers,
             stopping: AtomicBool::new(false),
+            closing: Arc::default(),
             end: Mutex::new(None),
             ended: Condvar::new(),
         }
     }
 
-    /// The workers use other sockets from now on.
-    pub(crate) fn set_sockets(&self, sockets: SocketSet) {
+    /// The workers use these sockets from now on.
+    pub(crate) fn open_sockets(&self, pairs: Vec<Pair>) {
+        *self
+            .closing
+            .open
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) += 1;
+        let open = Some(Open(Arc::clone(&self.closing)));
+        self.set_sockets(SocketSet {
+            pairs,
+            none: Pair::default(),
+            _open: open,
+        });
+    }
+
+    /// Closes the sockets, and waits until every worker has let go of them, so that their port can
+    /// be had again. A worker does so within a batch.
+    pub(crate) fn close_sockets(&self) {
+        self.set_sockets(SocketSet::default());
+        let open = self
+            .closing
+            .open
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let _late = self
+            .closing
+            .closed
+            .wait_timeout_while(open, CLOSE_PATIENCE, |open| *open > 0);
+    }
+
+    fn set_sockets(&self, sockets: SocketSet) {
         self.sockets.store(Arc::new(sockets));
         self.wake_workers();
     }

@@ -240,7 +240,7 @@ impl Worker {
             now,
         };
         router.inbound(scratch, batch, out, now, &mut edges);
-        batch.datagrams.len() == batch.slots()
+        batch.datagrams.len() >= batch.slots()
     }
 
     fn listen(&self, poller: &Poller, sockets: &SocketSet) -> io::Result<()> {

@@ -1,6 +1,6 @@
 //! Changes of a running router: each whole, or not at all.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
@@ -34,7 +34,7 @@ impl Router {
         let mut by_key = self.by_key.write().unwrap_or_else(PoisonError::into_inner);
         let mut vacancy = 0;
 
-        let mut fresh = HashSet::new();
+        let mut fresh = BTreeSet::new();
         if change.replace_peers {
             fresh.extend(by_key.keys().copied());
             let named: HashSet<_> = change
@@ -81,7 +81,8 @@ impl Router {
             if let Some(own) = next.own_key() {
                 next.remove(by_key.remove(&own));
             }
-            for handle in by_key.values() {
+            // In the order of the table, since it decides the order of what is sent.
+            for handle in next.tables.peers.iter().flatten() {
                 handle.lock(&self.agenda).expire_sessions();
             }
         }
