@@ -1,2 +1,98 @@
-//! Placeholder.
-fn main() {}
+//! The daemon of a node: makes the host the node that a mesh file describes, and keeps it so.
+//!
+//! The control path, on one thread (`daemon.rs`):
+//!
+//! ```text
+//! mesh file, names, host, timer -> Directory -> mesh::plan -> Plan
+//!                                      |-> config::diff(engine.status(), plan.device) -> engine.apply
+//!                                      |-> netlink::Host::converge(plan.host)
+//!                                      '-> problems and results -> status
+//! ```
+//!
+//! Level-triggered: whatever happens leads to the same function, and doing it twice changes nothing.
+//! Packets are carried by the engine's own threads and never wait for this one.
+//!
+//! It ends without removing anything: the interface stays and the fence stands. `uninstall` removes
+//! what is on record as ours.
+
+mod args;
+mod beacon;
+mod daemon;
+mod mesh_file;
+mod notify;
+mod resolver;
+mod status;
+mod tunnel;
+mod watch;
+
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use tracing_subscriber::EnvFilter;
+
+use crate::args::{Args, Command};
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let level = args.log.or_else(|| std::env::var("WARREN_LOG").ok());
+    start_log(level.as_deref().unwrap_or("info"));
+    let done = match (args.command, args.run.into_run()) {
+        (Some(Command::Fence(fence)), _) => load_fence(&fence),
+        (Some(Command::Uninstall(state)), _) => uninstall(&state),
+        (None, Some(run)) => daemon::run(run),
+        (None, None) => unreachable!("both are required without a subcommand"),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            for line in format!("{error:#}").lines() {
+                tracing::error!("{line}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Puts the fence up as it was last written, before the network and without a daemon.
+fn load_fence(args: &args::Fence) -> anyhow::Result<()> {
+    let changed = warren_netlink::load_fence(&args.state.directory)?;
+    match changed.len() {
+        0 => tracing::info!("the fence stands already"),
+        changed => tracing::info!(changed, "the fence stands"),
+    }
+    Ok(())
+}
+
+fn uninstall(state: &args::State) -> anyhow::Result<()> {
+    let host = warren_netlink::Host::new(&state.directory)?;
+    if host.owned().claims.is_empty() {
+        tracing::info!("there is nothing of Warren on this host");
+        return Ok(());
+    }
+    for change in host.uninstall()? {
+        tracing::info!(%change, "done");
+    }
+    tracing::info!(
+        "keys and the mesh file stay in {}",
+        state.directory.display()
+    );
+    Ok(())
+}
+
+/// Logs to the standard error: with time and colour for people, without for a journal, which has
+/// both.
+fn start_log(level: &str) {
+    let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"));
+    let terminal = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .with_ansi(terminal);
+    if terminal {
+        log.init();
+    } else {
+        log.without_time().init();
+    }
+}

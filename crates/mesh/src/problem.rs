@@ -300,7 +300,7 @@ impl Cause {
             ),
             Self::RulePriority(priority) => write!(
                 f,
-                "{priority} is not between the system's own rules; choose one from 1 to 32765"
+                "{priority} is not between the system's own rules; choose one from 3 to 32764"
             ),
             Self::FwmarkZero => f.write_str(
                 "0 marks nothing, and the tunnel's own packets would be led into the tunnel; \

@@ -19,8 +19,8 @@ const MTU_MIN_V6: u32 = 1280;
 pub(crate) const MTU_MAX: u32 = 65507 - 32;
 /// `RT_TABLE_UNSPEC`, `RT_TABLE_DEFAULT`, `RT_TABLE_MAIN`, `RT_TABLE_LOCAL`.
 const SYSTEM_TABLES: [u32; 4] = [0, 253, 254, 255];
-/// The system's rules stand at 0 (local), 32766 (main) and 32767 (default).
-const RULE_PRIORITIES: std::ops::RangeInclusive<u32> = 1..=32765;
+/// The system's rules stand at 0 (local), 32766 (main) and 32767 (default); ours take four places.
+const RULE_PRIORITIES: std::ops::RangeInclusive<u32> = 3..=32764;
 /// Nodes that one sentence names.
 const NAMED_AT_MOST: usize = 6;
 

@@ -1,0 +1,106 @@
+//! What can be said on the command line.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueHint};
+use warren_mesh::{NodeName, STATE_DIR};
+
+/// Makes this host a node of a mesh, and keeps it so.
+#[derive(Debug, Parser)]
+#[command(name = "warrend", version, max_term_width = 100)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(disable_help_subcommand = true)]
+#[command(after_help = "\
+Examples:
+  warrend --mesh /etc/warren/mesh.toml --node hut
+  warrend fence --load
+  warrend uninstall
+
+Signals:
+  SIGHUP            read the mesh file and the keys again
+  SIGTERM, SIGINT   end; interface and fence stay, `warrend uninstall` removes them
+
+Exit codes:
+  0  it came to the end that was asked for
+  1  it did not, and a sentence says why
+  2  the command line is not understood")]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    /// How much to say: error, warn, info, debug or trace, for each part if need be; info unless
+    /// given here or in the environment as WARREN_LOG.
+    #[arg(long, global = true, value_name = "LEVEL")]
+    pub(crate) log: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Put the fence up as it last was, before the network and without a daemon.
+    Fence(Fence),
+    /// Remove interface, routes, rules and the fence: everything that is on record as Warren's.
+    Uninstall(State),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Fence {
+    /// Load it from the state directory.
+    #[arg(long, required = true)]
+    load: bool,
+    #[command(flatten)]
+    pub(crate) state: State,
+}
+
+/// What there is to say without a subcommand.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct RunArgs {
+    /// The mesh file.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, required = true)]
+    pub(crate) mesh: Option<PathBuf>,
+    /// Which node of it this is.
+    #[arg(long, value_name = "NAME", required = true)]
+    pub(crate) node: Option<NodeName>,
+    /// How many threads carry packets each way; one for each core unless given.
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) workers: Option<u16>,
+    #[command(flatten)]
+    pub(crate) state: State,
+}
+
+/// What a daemon is to run.
+#[derive(Debug)]
+pub(crate) struct Run {
+    /// The mesh file.
+    pub(crate) mesh: PathBuf,
+    /// Which node of it this is.
+    pub(crate) node: NodeName,
+    /// How many threads carry packets each way; `None` for one for each core.
+    pub(crate) workers: Option<u16>,
+    /// Where the node keeps its own.
+    pub(crate) state: PathBuf,
+}
+
+impl RunArgs {
+    /// `None` where a subcommand made them unnecessary.
+    pub(crate) fn into_run(self) -> Option<Run> {
+        Some(Run {
+            mesh: self.mesh?,
+            node: self.node?,
+            workers: self.workers,
+            state: self.state.directory,
+        })
+    }
+}
+
+#[derive(Debug, Clone, ClapArgs)]
+pub(crate) struct State {
+    /// Where the node keeps its keys and what must survive a restart.
+    #[arg(
+        long = "state",
+        value_name = "DIR",
+        default_value = STATE_DIR,
+        value_hint = ValueHint::DirPath
+    )]
+    pub(crate) directory: PathBuf,
+}

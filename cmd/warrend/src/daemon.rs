@@ -1,0 +1,507 @@
+//! The control loop: events in, one function that makes everything true.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::pending;
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, bail};
+use ipnet::IpNet;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use warren_config::{HostConfig, PublicKey, WallTime};
+use warren_control::{Limits, Listener, Server, status as socket};
+use warren_engine::End;
+use warren_mesh::{Host as EndpointHost, Plan, RESOLVE_AGAIN_SECS, Resolved};
+use warren_netlink::{Host, LinkState, Report, Surroundings};
+use warren_state::StateDir;
+
+use crate::args::Run;
+use crate::beacon::{Beacon, Heard};
+use crate::mesh_file::Mesh;
+use crate::notify;
+use crate::resolver::{Answer, Resolver};
+use crate::status::{Board, fence_in_words};
+use crate::tunnel::Tunnel;
+use crate::watch::Watch;
+
+/// How long to wait before trying again what the host refused.
+const RETRY: Duration = Duration::from_secs(2);
+/// How often to look whether a name should be asked for again, and at what nobody tells us of.
+const TICK: Duration = Duration::from_secs(RESOLVE_AGAIN_SECS);
+
+/// Runs until a signal ends it.
+pub(crate) fn run(args: Run) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("there is no runtime")?;
+    runtime.block_on(async { Daemon::start(args)?.run().await })
+}
+
+struct Daemon {
+    args: Run,
+    state: StateDir,
+    host: Host,
+    /// What is in force.
+    mesh: Mesh,
+    /// What is wrong with a newer file, which is therefore not in force.
+    refused: Vec<String>,
+    /// What the host refused when it was last tried.
+    failures: Vec<String>,
+    resolved: Resolved,
+    resolver: Resolver,
+    tunnel: Option<Tunnel>,
+    /// What the host was last made to look like.
+    made: Option<HostConfig>,
+    beacon: Beacon,
+    /// Bytes to and from each peer at the last tick.
+    traffic: BTreeMap<PublicKey, (u64, u64)>,
+    /// The file as it looked when it was last read, and at the last tick.
+    looks: (Option<Look>, Option<Look>),
+    board: Arc<Board>,
+    watch: Watch,
+    signals: Signals,
+    _server: Server,
+}
+
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+/// What tells one state of a file from another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Look {
+    inode: u64,
+    len: u64,
+    modified: (i64, i64),
+}
+
+enum Event {
+    End,
+    Reload,
+    Changed,
+    Answered(Answer),
+    Host,
+    Tunnel(End),
+    Heard(Heard),
+    Tick,
+    Retry,
+}
+
+impl Daemon {
+    /// Claims what is this daemon's, takes a mesh file, and makes it true for the first time.
+    fn start(args: Run) -> anyhow::Result<Self> {
+        let signals = Signals {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        };
+        let state = StateDir::new(&args.state);
+        state.create()?;
+        let watch = Watch::new(&args.mesh).with_context(|| {
+            format!("the directory of {} cannot be watched", args.mesh.display())
+        })?;
+        let mut host = Host::new(state.path())?;
+
+        let look = Look::at(&args);
+        let resolved = Resolved::new();
+        let (mesh, refused) = match consider(&args, &state, &mut host, &resolved) {
+            Ok(mesh) => (mesh, Vec::new()),
+            Err(sentences) => match Mesh::last_good(&args.node, &state) {
+                Some(mesh) => {
+                    tracing::error!("the mesh file is refused; the last good one is in force");
+                    (mesh, sentences)
+                }
+                None => {
+                    // What was fenced before stays fenced, whatever came of the file.
+                    if let Ok(changed) = warren_netlink::load_fence(state.path()) {
+                        tracing::info!(changed = changed.len(), "the fence stands as it was");
+                    }
+                    bail!("{}", sentences.join("\n"));
+                }
+            },
+        };
+        for sentence in &refused {
+            tracing::error!("{sentence}");
+        }
+        let interface = &mesh.file.directory.mesh.interface;
+        let listener = Listener::claim(&socket::path(interface))
+            .with_context(|| format!("another daemon may serve {interface}"))?;
+        let board = Arc::new(Board::default());
+        let server = socket::serve(listener, board.clone(), Limits::default())
+            .context("no thread to tell the status with")?;
+
+        let mut daemon = Self {
+            state,
+            host,
+            mesh,
+            refused,
+            failures: Vec::new(),
+            resolved,
+            resolver: Resolver::new(),
+            tunnel: None,
+            made: None,
+            beacon: Beacon::default(),
+            traffic: BTreeMap::new(),
+            looks: (look, look),
+            board,
+            watch,
+            signals,
+            _server: server,
+            args,
+        };
+        daemon.took_mesh();
+        daemon.realise();
+        if daemon.tunnel.is_none() {
+            bail!("{}", daemon.failures.join("\n"));
+        }
+        notify::ready();
+        Ok(daemon)
+    }
+
+    async fn run(mut self) -> anyhow::Result<()> {
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        tick.tick().await;
+        loop {
+            let must_retry = !self.failures.is_empty();
+            let event = tokio::select! {
+                Some(()) = self.signals.terminate.recv() => Event::End,
+                Some(()) = self.signals.interrupt.recv() => Event::End,
+                Some(()) = self.signals.hangup.recv() => Event::Reload,
+                () = self.watch.changed() => Event::Changed,
+                answer = self.resolver.answered() => Event::Answered(answer),
+                changed = self.host.changed() => {
+                    changed?;
+                    Event::Host
+                }
+                end = ended(self.tunnel.as_mut()) => Event::Tunnel(end),
+                heard = self.beacon.heard() => Event::Heard(heard),
+                _ = tick.tick() => Event::Tick,
+                () = sleep(RETRY), if must_retry => Event::Retry,
+            };
+            match event {
+                Event::End => break,
+                Event::Reload => self.reload(),
+                Event::Changed => {
+                    if Look::at(&self.args) != self.looks.0 {
+                        self.reload();
+                    }
+                }
+                Event::Answered(answer) => self.answered(answer),
+                Event::Host | Event::Retry => self.realise(),
+                Event::Tunnel(end) => self.tunnel_ended(end),
+                Event::Heard(heard) => self.heard(&heard),
+                Event::Tick => self.tick(),
+            }
+        }
+        notify::stopping();
+        tracing::info!("ending; the fence stands, `warrend uninstall` removes it");
+        Ok(())
+    }
+
+    /// Reads the mesh file and the keys again: all of it comes into force, or nothing.
+    fn reload(&mut self) {
+        let look = Look::at(&self.args);
+        self.looks = (look, look);
+        match consider(&self.args, &self.state, &mut self.host, &self.resolved) {
+            Ok(mesh) if mesh.is_same(&self.mesh) && self.refused.is_empty() => {}
+            Ok(mesh) => {
+                self.refused.clear();
+                self.mesh = mesh;
+                self.took_mesh();
+            }
+            Err(sentences) => {
+                tracing::error!("the mesh file is refused; the old one stays in force");
+                for sentence in &sentences {
+                    tracing::error!("{sentence}");
+                }
+                self.refused = sentences;
+            }
+        }
+        self.realise();
+    }
+
+    fn took_mesh(&mut self) {
+        self.mesh.keep(&self.state);
+        let directory = &self.mesh.file.directory;
+        let nodes = directory.nodes.len();
+        let digest = &self.mesh.file.digest[..16];
+        tracing::info!(nodes, digest, "the mesh file is in force");
+        for warning in &self.mesh.file.warnings {
+            tracing::warn!("{warning}");
+        }
+        let names = directory.host_names(&self.args.node);
+        self.resolved.retain(|name, _| names.contains(name));
+        for name in names {
+            if !self.resolved.contains_key(name) {
+                self.resolver.ask(name);
+            }
+        }
+    }
+
+    /// Makes the tunnel and the host what they should be. Whatever happened leads here, and where
+    /// nothing differs nothing is changed.
+    fn realise(&mut self) {
+        let planned = plan(&self.args, &self.mesh, &mut self.host, &self.resolved);
+        let plan = match planned {
+            Ok(plan) => plan,
+            Err(sentence) => {
+                self.failures = vec![sentence];
+                self.board.facts().problems.clone_from(&self.failures);
+                return;
+            }
+        };
+        let mut failures = Vec::new();
+        let interface = &plan.host.interface;
+        if (self.tunnel.as_ref()).is_some_and(|tunnel| tunnel.interface() != interface) {
+            self.close_tunnel();
+        }
+
+        // 1. The fence comes first, and routes go before the peers behind them.
+        let first = self.without_new_routes(&plan.host);
+        if (first != plan.host || self.tunnel.is_none())
+            && let Err(error) = self.host.converge(&first)
+        {
+            failures.push(error.to_string());
+        }
+        // 2. The tunnel. While the fence could not even be tried nothing is carried.
+        if failures.is_empty()
+            && let Err(error) = self.tunnel_as(&plan)
+        {
+            failures.push(format!("{error:#}"));
+        }
+        // 3. The rest: the interface, its addresses, routes to peers that are there by now.
+        match self.host.converge(&plan.host) {
+            Ok(report) => {
+                failures.extend(complaints(&report, interface));
+                self.made = Some(plan.host.clone());
+                let mut facts = self.board.facts();
+                facts.fence = fence_in_words(&report);
+                facts.nftables = report.table_stands;
+                facts.fence_drops = report.drops;
+            }
+            Err(error) => failures.push(error.to_string()),
+        }
+        self.beacon.listen(&plan);
+        self.post(plan, failures);
+    }
+
+    fn tunnel_as(&mut self, plan: &Plan) -> anyhow::Result<()> {
+        if self.tunnel.is_none() {
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            let workers = self.args.workers.map_or(cores, usize::from);
+            self.tunnel = Some(Tunnel::open(plan, workers, &self.state)?);
+            self.traffic.clear();
+        }
+        match &self.tunnel {
+            Some(tunnel) => tunnel.apply(plan),
+            None => Ok(()),
+        }
+    }
+
+    /// The host as it should be, less the routes that it does not have yet.
+    fn without_new_routes(&self, host: &HostConfig) -> HostConfig {
+        let mut first = host.clone();
+        if let Some(made) = &self.made {
+            let old: &BTreeSet<IpNet> = &made.routes;
+            first.routes.retain(|route| old.contains(route));
+        }
+        first
+    }
+
+    /// Publishes what is in force, and says in the log what is new of what is wrong.
+    fn post(&mut self, plan: Plan, failures: Vec<String>) {
+        for failure in &failures {
+            if !self.failures.contains(failure) {
+                tracing::error!("{failure}");
+            }
+        }
+        self.failures = failures;
+        let of_plan = (plan.problems.iter()).map(|problem| self.mesh.sentence(problem));
+        let problems: Vec<String> = (self.refused.iter().cloned())
+            .chain(self.failures.iter().cloned())
+            .chain(of_plan)
+            .collect();
+        notify::status(match problems.is_empty() {
+            true => "all is as the mesh file says",
+            false => &problems[0],
+        });
+        let mut facts = self.board.facts();
+        facts.engine = self.tunnel.as_ref().map(|tunnel| tunnel.engine().clone());
+        facts.digest.clone_from(&self.mesh.file.digest);
+        facts.problems = problems;
+        facts
+            .digests
+            .retain(|name, _| (plan.peers.keys()).any(|peer| peer.as_str() == name));
+        facts.plan = Some(plan);
+    }
+
+    fn answered(&mut self, Answer { name, addresses }: Answer) {
+        match addresses {
+            Ok(addresses) => {
+                let wanted = self.mesh.file.directory.host_names(&self.args.node);
+                if !wanted.contains(&name) || self.resolved.get(&name) == Some(&addresses) {
+                    return;
+                }
+                tracing::info!(%name, ?addresses, "resolved");
+                self.resolved.insert(name, addresses);
+                self.realise();
+            }
+            // What was known stays; the next tick asks again.
+            Err(error) => tracing::debug!(%name, %error, "not resolved"),
+        }
+    }
+
+    /// Lets go of every handle, so that the interface can be opened again.
+    fn close_tunnel(&mut self) {
+        self.tunnel = None;
+        self.board.facts().engine = None;
+    }
+
+    fn tunnel_ended(&mut self, end: End) {
+        self.close_tunnel();
+        match end {
+            End::Deleted => {
+                tracing::warn!("the interface was deleted by someone else; it is made again");
+                self.realise();
+            }
+            // Not at once, lest it goes round and round.
+            End::Failed | End::Stopped => {
+                self.failures = vec!["the tunnel came to its end; it is started again".to_owned()];
+            }
+        }
+    }
+
+    fn heard(&self, Heard { from, digest }: &Heard) {
+        let nodes = &self.mesh.file.directory.nodes;
+        let sender = (nodes.iter()).find(|(_, node)| node.addresses.contains(from));
+        let Some((name, _)) = sender else { return };
+        let mut facts = self.board.facts();
+        let before = facts.digests.insert(name.to_string(), digest.clone());
+        if before.as_ref() != Some(digest) && *digest != self.mesh.file.digest {
+            let digest = &digest[..16];
+            tracing::warn!(node = %name, digest, "another node runs another mesh file");
+        }
+    }
+
+    fn tick(&mut self) {
+        // What no watch tells of is taken when it has looked the same twice.
+        let look = Look::at(&self.args);
+        let settled = look == self.looks.1;
+        self.looks.1 = look;
+        if settled && look != self.looks.0 {
+            self.reload();
+        }
+        if let Err(error) = self.watch.begin() {
+            tracing::debug!(%error, "the mesh file's directory is not there to be watched");
+        }
+        let Some(tunnel) = &self.tunnel else { return };
+        let device = tunnel.engine().status();
+        let directory = &self.mesh.file.directory;
+        let mut traffic = BTreeMap::new();
+        let facts = self.board.facts();
+        let Some(plan) = &facts.plan else { return };
+        for (name, peer) in &plan.peers {
+            let Some((key, status)) =
+                (peer.public_key).and_then(|key| Some((key, device.peers.get(&key)?)))
+            else {
+                continue;
+            };
+            let (sent, received) = (status.tx_bytes, status.rx_bytes);
+            let before = self.traffic.get(&key).copied().unwrap_or((sent, received));
+            // Called for, and silent.
+            let unanswered = sent > before.0 && received == before.1;
+            traffic.insert(key, (sent, received));
+            let endpoints = directory.nodes.get(name).map(|node| &node.endpoints);
+            for endpoint in endpoints.into_iter().flatten() {
+                if let EndpointHost::Name(host) = &endpoint.host
+                    && (unanswered || !self.resolved.contains_key(host))
+                {
+                    self.resolver.ask(host);
+                }
+            }
+        }
+        self.traffic = traffic;
+        self.beacon.listen(plan);
+        let digest = &self.mesh.file.digest;
+        self.beacon
+            .tell(directory, plan, &device, digest, wall_time());
+    }
+}
+
+/// A new file: right by itself, right for this host, and with all its keys; or sentences.
+fn consider(
+    args: &Run,
+    state: &StateDir,
+    host: &mut Host,
+    resolved: &Resolved,
+) -> Result<Mesh, Vec<String>> {
+    let mesh = Mesh::read(&args.mesh, &args.node, state)?;
+    let plan = plan(args, &mesh, host, resolved).map_err(|sentence| vec![sentence])?;
+    let errors = mesh.errors(&plan);
+    match errors.is_empty() {
+        true => Ok(mesh),
+        false => Err(errors),
+    }
+}
+
+/// What this node should be, given what is around it now.
+fn plan(args: &Run, mesh: &Mesh, host: &mut Host, resolved: &Resolved) -> Result<Plan, String> {
+    let alone = mesh.plan(&args.node, resolved, &Surroundings::default())?;
+    let mut surroundings = host.surroundings(&alone.host).unwrap_or_else(|error| {
+        tracing::warn!(%error, "what is around the tunnel is not known");
+        Surroundings::default()
+    });
+    // What another file called the tunnel is no part of what is around it.
+    let ours = &host.owned().claims;
+    surroundings
+        .addresses
+        .retain(|_, interface| !ours.iter().any(|claim| claim.interface == *interface));
+    mesh.plan(&args.node, resolved, &surroundings)
+}
+
+/// What the host would not do, a sentence each.
+fn complaints(report: &Report, interface: &str) -> Vec<String> {
+    let mut complaints: Vec<String> = (report.refused.iter())
+        .map(|(change, error)| format!("the kernel refused: {change}: {error}"))
+        .collect();
+    if report.contested {
+        complaints.push(
+            "another program keeps removing rules or tables of the fence; they are put back"
+                .to_owned(),
+        );
+    }
+    if report.link == LinkState::NotATun {
+        complaints.push(format!("{interface} is there already and is no TUN"));
+    }
+    complaints
+}
+
+async fn ended(tunnel: Option<&mut Tunnel>) -> End {
+    match tunnel {
+        Some(tunnel) => tunnel.ended().await,
+        None => pending().await,
+    }
+}
+
+impl Look {
+    fn at(args: &Run) -> Option<Self> {
+        let metadata = std::fs::metadata(&args.mesh).ok()?;
+        Some(Self {
+            inode: metadata.ino(),
+            len: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+        })
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is the outermost loop")]
+fn wall_time() -> WallTime {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    WallTime(since.unwrap_or_default())
+}

@@ -1,0 +1,145 @@
+//! What the daemon tells of itself: facts that the control loop posts, and the engine's own.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use warren_config::DeviceStatus;
+use warren_control::status::{self, Node, Peer, Source, Status};
+use warren_engine::Engine;
+use warren_mesh::{Description, Plan};
+use warren_netlink::{Nftables, Report};
+
+/// Where the control loop posts what it knows, and clients' threads read it.
+#[derive(Default)]
+pub(crate) struct Board(Mutex<Facts>);
+
+/// What is known beyond the engine.
+#[derive(Default)]
+pub(crate) struct Facts {
+    /// What carries the packets, if anything does.
+    pub(crate) engine: Option<Arc<Engine>>,
+    /// What is in force.
+    pub(crate) plan: Option<Plan>,
+    /// The digest of the file in force.
+    pub(crate) digest: String,
+    /// How the fence stands.
+    pub(crate) fence: String,
+    /// Packets that the fence has dropped, by counter.
+    pub(crate) fence_drops: BTreeMap<String, u64>,
+    /// Whether nftables is in use.
+    pub(crate) nftables: bool,
+    /// What is not as it should be, a sentence each.
+    pub(crate) problems: Vec<String>,
+    /// The digests that other nodes have told, by their names.
+    pub(crate) digests: BTreeMap<String, String>,
+}
+
+impl Board {
+    /// The facts, to be read or changed.
+    pub(crate) fn facts(&self) -> MutexGuard<'_, Facts> {
+        // A thread that panicked while it held them left facts, if old ones.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Source for Board {
+    fn status(&self) -> Status {
+        let facts = self.facts();
+        let engine = facts.engine.as_ref();
+        let device = engine.map_or_else(DeviceStatus::default, |engine| engine.status());
+        let mut status = Status::of_device(&device);
+        status.node.version = env!("CARGO_PKG_VERSION").to_owned();
+        status.node.mesh_digest = Some(facts.digest.clone());
+        status.node.fence = Some(facts.fence.clone());
+        if let Some(engine) = engine {
+            let report = engine.report();
+            status.node = Node {
+                interface: report.interface,
+                up: report.up,
+                mtu: report.mtu,
+                workers: report.workers as u32,
+                ..status.node
+            };
+            status.features = (report.features.iter())
+                .map(|(name, used)| ((*name).to_owned(), *used))
+                .collect();
+            status.drops = (report.drops.iter())
+                .map(|(&name, &count)| (name.to_owned(), count))
+                .collect();
+        }
+        status
+            .features
+            .insert("nftables".to_owned(), facts.nftables);
+        status.drops.extend(
+            (facts.fence_drops.iter()).map(|(name, count)| (format!("fence_{name}"), *count)),
+        );
+        status.problems.clone_from(&facts.problems);
+        if let Some(plan) = &facts.plan {
+            name_peers(&mut status, plan, &facts);
+            status.plan = (Description::of(plan).sections.into_iter())
+                .map(|section| status::Section {
+                    heading: section.heading,
+                    lines: section.lines,
+                })
+                .collect();
+        }
+        status
+    }
+}
+
+/// Gives the peers their names, and those that the device does not have a place.
+fn name_peers(status: &mut Status, plan: &Plan, facts: &Facts) {
+    status.node.name = Some(plan.node.to_string());
+    let mut known: BTreeMap<String, Peer> = std::mem::take(&mut status.peers)
+        .into_iter()
+        .filter_map(|peer| Some((peer.public_key.clone()?, peer)))
+        .collect();
+    for (name, planned) in &plan.peers {
+        let name = name.as_str();
+        let key = planned.public_key.map(|key| key.to_string());
+        let mut peer = key.and_then(|key| known.remove(&key)).unwrap_or_default();
+        peer.name = Some(name.to_owned());
+        peer.mesh_digest = facts.digests.get(name).cloned();
+        let runs_another =
+            (peer.mesh_digest.as_ref()).is_some_and(|digest| *digest != facts.digest);
+        peer.problem = if planned.public_key.is_none() {
+            Some("it is fenced: nothing is sent to it".to_owned())
+        } else if planned.unreachable {
+            Some("it cannot be reached: neither side has an endpoint".to_owned())
+        } else if runs_another {
+            Some("it runs another mesh file".to_owned())
+        } else {
+            None
+        };
+        status.peers.push(peer);
+    }
+    status.peers.extend(known.into_values());
+}
+
+/// How the fence stands, in words.
+pub(crate) fn fence_in_words(report: &Report) -> String {
+    let now = match (report.rules_stand, report.table_stands, &report.nftables) {
+        (true, true, _) => "closed twice, by rules and by nftables".to_owned(),
+        (true, false, Nftables::Absent(why)) => {
+            format!("closed by rules alone, since there is no nftables here ({why})")
+        }
+        (true, false, Nftables::Present(_)) => {
+            "closed by rules alone; nftables is being put back".to_owned()
+        }
+        (false, true, _) => "closed by nftables alone; the rules are being put back".to_owned(),
+        (false, false, _) => "OPEN: neither rules nor nftables stand".to_owned(),
+    };
+    let boot = match is_loaded_at_boot() {
+        true => "closed from boot",
+        false => "open from boot to start, since warren-fence.service is not enabled",
+    };
+    format!("{now}; {boot}")
+}
+
+/// Whether systemd loads the fence before the network.
+fn is_loaded_at_boot() -> bool {
+    let wanted = |entry: std::fs::DirEntry| entry.path().join("warren-fence.service").exists();
+    std::fs::read_dir(Path::new("/etc/systemd/system"))
+        .is_ok_and(|units| units.flatten().any(wanted))
+}
