@@ -27,11 +27,15 @@ mod watch;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser as _;
 use tracing_subscriber::EnvFilter;
 
 use crate::args::{Args, Command};
+
+/// How long a daemon that may still run has to answer.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -70,9 +74,18 @@ fn uninstall(state: &args::State) -> anyhow::Result<()> {
         tracing::info!("there is nothing of Warren on this host");
         return Ok(());
     }
-    for change in host.uninstall()? {
-        tracing::info!(%change, "done");
+    for claim in &host.owned().claims {
+        let socket = warren_control::status::path(&claim.interface);
+        if warren_control::status::ask(&socket, PATIENCE).is_ok() {
+            let interface = &claim.interface;
+            anyhow::bail!("warrend still runs on {interface} and would put it back; stop it first");
+        }
     }
+    let removed = host.uninstall()?.len();
+    tracing::info!(
+        removed,
+        "nothing of Warren is left to carry or to fence packets"
+    );
     tracing::info!(
         "keys and the mesh file stay in {}",
         state.directory.display()
