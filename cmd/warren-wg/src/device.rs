@@ -65,6 +65,7 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
         daemon::ready(settings.keep_stderr).context("cannot leave the terminal")?;
     }
     tracing::info!("{interface} is ready");
+    tracing::info!("no state is kept: a clock set back between two starts delays handshakes");
 
     let stopper = uapi.stopper();
     watch("end-engine", ends.clone(), {

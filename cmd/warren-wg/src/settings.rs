@@ -239,6 +239,9 @@ Environment:
   WG_PROCESS_FOREGROUND  1 is the same as --foreground
   The names in brackets above: 1 or a number is the same as the option.
 
+Handshakes carry the time, and peers refuse one that is not later than the last. This program keeps
+no state: after a restart with a clock that was set back, peers refuse it until the clock has caught up.
+
 Examples:
   warren-wg wg0
       Make wg0; then: wg setconf wg0 wg0.conf
