@@ -34,6 +34,8 @@ pub(crate) enum Case {
     Segment64,
     /// 1372-byte datagrams, 46 in each segmented send of the application.
     Segment1372,
+    /// Bulk TCP, one stream, while 50,000 forged handshake messages a second arrive.
+    Forged,
     /// Echoes through an idle tunnel.
     Ping,
     /// Echoes beside one bulk stream.
@@ -45,7 +47,7 @@ pub(crate) enum Case {
 }
 
 impl Case {
-    pub(crate) const ALL: [Case; 13] = [
+    pub(crate) const ALL: [Case; 14] = [
         Case::Integrity,
         Case::Tcp1,
         Case::Tcp4,
@@ -55,6 +57,7 @@ impl Case {
         Case::Udp1372,
         Case::Segment64,
         Case::Segment1372,
+        Case::Forged,
         Case::Ping,
         Case::PingLoaded,
         Case::Peers,
@@ -72,6 +75,7 @@ impl Case {
             Case::Udp1372 => "UDP flood, 1372 bytes",
             Case::Segment64 => "UDP flood, 64 bytes, application uses UDP_SEGMENT and UDP_GRO",
             Case::Segment1372 => "UDP flood, 1372 bytes, application uses UDP_SEGMENT and UDP_GRO",
+            Case::Forged => "Bulk TCP, 1 stream, under 50,000 forged handshake messages a second",
             Case::Ping => "Ping, idle",
             Case::PingLoaded => "Ping beside one bulk TCP stream",
             Case::Peers => "Idle peers configured and shown by UAPI",
@@ -85,11 +89,12 @@ pub(crate) type Figures = BTreeMap<&'static str, f64>;
 
 /// Whether a figure is good when it is large; the names are all that there are.
 pub(crate) fn larger_is_better(figure: &str) -> bool {
-    matches!(figure, GBIT | KPPS)
+    matches!(figure, GBIT | KPPS | KEPT)
 }
 
 const GBIT: &str = "Gb/s";
 const KPPS: &str = "kpps";
+const KEPT: &str = "of undisturbed";
 const SYSTEM_BYTE: &str = "system ns/B";
 const DAEMONS_BYTE: &str = "daemons ns/B";
 const SYSTEM_PACKET: &str = "system ns/packet";
@@ -168,6 +173,10 @@ impl Setting<'_> {
                     segments: 46,
                 },
             )?,
+            Case::Forged => match subject.pair {
+                Some(pair) => self.forged(subject, pair)?,
+                None => return Ok(None),
+            },
             Case::Ping => self.echoes(to, Duration::from_millis(2))?,
             Case::PingLoaded => {
                 let load = load::streams(self.bed, to, 1)?;
@@ -256,6 +265,19 @@ impl Setting<'_> {
             (KPPS, window.datagrams / window.seconds / 1e3),
             (SYSTEM_PACKET, window.busy * 1e9 / window.datagrams),
             (REORDERED, load.arrived.reordered.load(Relaxed) as f64),
+        ]))
+    }
+
+    /// The rate under a flood, and its share of the rate just before.
+    fn forged(&self, subject: &Subject<'_>, pair: &Pair) -> Result<Figures> {
+        let to = subject.address(Side::B);
+        let undisturbed = self.streams(subject, to, 1)?[GBIT];
+        let target = (Side::B.outer(), pair.port(Side::B));
+        let _forgeries = load::forgeries(self.bed, target.into(), 50_000)?;
+        let flooded = self.streams(subject, to, 1)?[GBIT];
+        Ok(Figures::from([
+            (GBIT, flooded),
+            (KEPT, flooded / undisturbed),
         ]))
     }
 

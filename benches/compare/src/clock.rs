@@ -38,10 +38,7 @@ impl Pace {
     }
 
     pub(crate) fn rest(&self, time: Duration) -> Result<()> {
-        let timeout = Timespec {
-            tv_sec: time.as_secs() as i64,
-            tv_nsec: i64::from(time.subsec_nanos()),
-        };
+        let timeout = timespec(time);
         if poll(
             &mut [PollFd::new(&self.interrupts, PollFlags::IN)],
             Some(&timeout),
@@ -50,6 +47,19 @@ impl Pace {
             bail!("interrupted");
         }
         Ok(())
+    }
+}
+
+/// Lets time pass on a thread that a generator has for itself.
+pub(crate) fn pause(time: Duration) -> Result<()> {
+    poll(&mut [], Some(&timespec(time)))?;
+    Ok(())
+}
+
+fn timespec(time: Duration) -> Timespec {
+    Timespec {
+        tv_sec: time.as_secs() as i64,
+        tv_nsec: i64::from(time.subsec_nanos()),
     }
 }
 

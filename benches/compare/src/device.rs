@@ -203,15 +203,14 @@ impl Pair {
         for (index, side) in Side::BOTH.into_iter().enumerate() {
             let (this, other) = (&keys[index], &keys[1 - index]);
             let peer = Side::BOTH[1 - index];
-            let port = |side: Side| 52_000 + number * 10 + usize::from(side.host());
             let configuration = format!(
                 "[Interface]\nPrivateKey = {}\nListenPort = {}\n[Peer]\nPublicKey = {}\nAllowedIPs = {}/32\nEndpoint = {}:{}\n",
                 this.0,
-                port(side),
+                port(number, side),
                 other.1,
                 peer.inner(number),
                 peer.outer(),
-                port(peer),
+                port(number, peer),
             );
             feed(
                 bed.command(side, "wg")
@@ -239,10 +238,19 @@ impl Pair {
         format!("{}{}", interface(self.number), side.letter())
     }
 
+    /// The UDP port of a side.
+    pub(crate) fn port(&self, side: Side) -> u16 {
+        port(self.number, side)
+    }
+
     /// Of both processes together.
     pub(crate) fn cpu_seconds(&self) -> Result<f64> {
         Ok(self.processes[0].cpu_seconds()? + self.processes[1].cpu_seconds()?)
     }
+}
+
+fn port(number: usize, side: Side) -> u16 {
+    52_000 + number as u16 * 10 + u16::from(side.host())
 }
 
 /// Unique among everything on this machine that listens below /var/run/wireguard.

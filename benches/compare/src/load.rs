@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
 use crate::bed::{Bed, Side};
-use crate::clock::{Pace, Stopwatch};
+use crate::clock::{self, Pace, Stopwatch};
 use crate::sys::{self, BATCH};
 
 /// What has arrived so far.
@@ -269,6 +269,40 @@ fn stamped(datagram: &[u8], bytes: usize) -> Option<u64> {
     let (front, end) = (datagram.first_chunk()?, datagram.last_chunk()?);
     let (front, end) = (u64::from_le_bytes(*front), u64::from_le_bytes(*end));
     (front == !end).then_some(front)
+}
+
+/// Messages that look like initiations and are none, from A to a port of B, as many a second as said.
+pub(crate) fn forgeries(bed: &Bed, to: SocketAddr, a_second: u32) -> Result<Load> {
+    let socket = bed.within(Side::A, || {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        socket.connect(to)?;
+        Ok(socket)
+    })?;
+    let seed = u64::from_le_bytes(random()?);
+    let mut load = Load::default();
+    load.threads.push(thread::spawn({
+        let stop = Arc::clone(&load.stop);
+        move || send_forgeries(&socket, Random(seed | 1), a_second, &stop)
+    }));
+    Ok(load)
+}
+
+fn send_forgeries(socket: &UdpSocket, mut random: Random, a_second: u32, stop: &AtomicBool) {
+    let mut messages = [[0; 148]; BATCH];
+    let (watch, mut sent) = (Stopwatch::start(), 0);
+    while !stop.load(Relaxed) {
+        for message in &mut messages {
+            random.fill(&mut message[4..]);
+            message[..4].copy_from_slice(&[1, 0, 0, 0]);
+        }
+        // What the kernel does not take counts as sent: the rate is what is asked for.
+        let _ = sys::send_many(socket, &messages.each_ref().map(<[u8; 148]>::as_slice));
+        sent += BATCH as u32;
+        let due = Duration::from_secs(1) * sent / a_second;
+        if clock::pause(due.saturating_sub(watch.elapsed())).is_err() {
+            return;
+        }
+    }
 }
 
 /// Round-trip times of ICMP echoes with 56 bytes, one every `interval`; those that are not answered

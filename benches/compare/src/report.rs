@@ -36,6 +36,8 @@ struct Machine {
     kernel: String,
     date: String,
     commit: String,
+    /// What else kept the machine busy: the load average when the run began.
+    load_before: String,
 }
 
 /// One case on one device in one round.
@@ -101,6 +103,11 @@ impl Report {
             machine.commit,
             self.rounds,
             self.seconds,
+        )?;
+        writeln!(
+            text,
+            "The load average was {} before the run.",
+            machine.load_before
         )?;
         for (name, version) in &self.programs {
             writeln!(text, "{name}: {version}")?;
@@ -330,6 +337,11 @@ impl Machine {
                     "--abbrev=12",
                 ],
             ),
+            load_before: fs::read_to_string("/proc/loadavg")?
+                .split(' ')
+                .next()
+                .unwrap_or_default()
+                .to_owned(),
         })
     }
 }
