@@ -364,7 +364,10 @@ impl Net {
         let sockets = shared.sockets.load();
         let done = if !self.up {
             Ok(())
-        } else if !sockets.is_open() || self.listen_port != before.0 {
+        } else if !sockets.is_open()
+            // Asking for the port that is open is no change, also when the system chose it.
+            || self.listen_port != before.0 && sockets.port() != Some(self.listen_port)
+        {
             self.open(shared)
         } else if self.fwmark != before.1 {
             let fwmark = self.fwmark;
