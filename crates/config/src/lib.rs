@@ -2,7 +2,7 @@
 //!
 //! Everything above the engine speaks in these types: the mesh plans a [`DeviceConfig`] and a
 //! [`HostConfig`], `wg(8)` sends a [`DeviceChange`] as text, the engine applies changes
-//! and answers with a [`DeviceStatus`]. [`diff`] finds the change that leads from a status to a
+//! and answers with a [`DeviceStatus`]. [`diff()`] finds the change that leads from a status to a
 //! configuration, [`DeviceConfig::apply`] says what a change means, [`uapi`] is its text form.
 //!
 //! This crate never does I/O, asks for the time or draws randomness, and it builds for wasm as

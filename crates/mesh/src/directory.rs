@@ -13,7 +13,7 @@ use crate::name::NodeName;
 /// All nodes of a mesh.
 ///
 /// The fields are open: whoever fills them may get them wrong, [`Directory::review`] says where,
-/// and [`plan`](crate::plan) leaves out what is at fault.
+/// and [`plan`](crate::plan()) leaves out what is at fault.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Directory {
     /// What all nodes have in common.

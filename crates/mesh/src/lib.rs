@@ -7,7 +7,7 @@
 //! 2. [`Directory::review`] judges it: every rule that does not depend on the host, as [`Problem`]s.
 //!    The file form refuses a file with an error whole; a directory from elsewhere loses only the
 //!    item at fault.
-//! 3. [`plan`] turns the directory, the name of this node, the addresses that names resolved to and
+//! 3. [`plan()`] turns the directory, the name of this node, the addresses that names resolved to and
 //!    the secrets into a [`Plan`]: a device, a host, and what people should know.
 //! 4. [`Description`] says a plan in words, and the difference between two, for `warren plan`.
 //!
