@@ -45,8 +45,8 @@ use handshake::Door;
 ///
 /// Implemented by a worker's descriptors and by the simulation.
 pub trait Edges {
-    /// Sends every transmit of the batch, in order, and clears it. What cannot be sent is reported
-    /// by [`Router::transmit_failed`] and dropped.
+    /// Sends every transmit of the batch, in order, and clears it. What cannot be sent is dropped and counted
+    /// by [`Router::dropped`].
     fn transmit(&mut self, batch: &mut SendBatch);
 
     /// Hands one packet, in pieces of `arena`, to the local host.

@@ -144,7 +144,7 @@ impl Pair {
     ///
     /// Another program on the port is an error and never shared with: the first socket of a family
     /// is bound alone, and only then made to share with the others. When they are all bound the
-    /// door is closed behind them, see [`open_guard`]: the kernel refuses further sockets, also of
+    /// door is closed behind them, see `open_guard`: the kernel refuses further sockets, also of
     /// the same user. What remains is the moment in between, for a program of the same user that
     /// wants to share; and kernels before 5.0, where such a program may join at any time.
     pub fn bind(options: &Options) -> Result<Vec<Self>, BindError> {
