@@ -34,29 +34,25 @@ impl Router {
         let mut by_key = self.by_key.write().unwrap_or_else(PoisonError::into_inner);
         let mut vacancy = 0;
 
-        let mut fresh = BTreeSet::new();
+        // Peers that are there no longer, unless the change adds them: then their sessions stay.
+        let mut replaced = BTreeSet::new();
         if change.replace_peers {
-            fresh.extend(by_key.keys().copied());
-            let named: HashSet<_> = change
-                .peers
-                .iter()
-                .filter(|peer| !peer.remove)
-                .map(|peer| peer.public_key)
-                .collect();
-            for key in fresh.iter().filter(|key| !named.contains(key)) {
-                next.remove(by_key.remove(key));
-            }
+            replaced.extend(by_key.keys().copied());
+            next.tables.allowed_ips = AllowedIps::new();
         }
         for peer in &change.peers {
             if peer.remove || next.is_own_key(&peer.public_key) {
                 next.remove(by_key.remove(&peer.public_key));
                 continue;
             }
+            if peer.update_only && replaced.contains(&peer.public_key) {
+                continue;
+            }
             // What replaces a peer says everything of it; what it does not say is unset.
-            let replace = fresh.remove(&peer.public_key);
+            let replace = replaced.remove(&peer.public_key);
             let handle = match by_key.get(&peer.public_key) {
                 Some(handle) => {
-                    if replace || peer.replace_allowed_ips {
+                    if peer.replace_allowed_ips {
                         next.tables.allowed_ips.remove_all(handle.id());
                     }
                     Arc::clone(handle)
@@ -77,19 +73,24 @@ impl Router {
             next.set_allowed_ips(handle.id(), &peer.allowed_ips);
             self.set_peer(&handle, peer, replace, now);
         }
-        if identity_changed {
-            if let Some(own) = next.own_key() {
-                next.remove(by_key.remove(&own));
-            }
-            // In the order of the table, since it decides the order of what is sent.
-            for handle in next.tables.peers.iter().flatten() {
-                handle.lock(&self.agenda).expire_sessions();
-            }
+        for key in &replaced {
+            next.remove(by_key.remove(key));
+        }
+        if identity_changed && let Some(own) = next.own_key() {
+            next.remove(by_key.remove(&own));
         }
         drop(by_key);
 
         self.bury(&mut next);
-        self.tables.store(Arc::new(next.tables));
+        let tables = Arc::new(next.tables);
+        self.tables.store(Arc::clone(&tables));
+        if identity_changed {
+            // After the swap, so that no handshake of the old identity is completed behind it; in
+            // the order of the table, since it decides the order of what is sent.
+            for handle in tables.peers.iter().flatten() {
+                handle.lock(&self.agenda).expire_sessions();
+            }
+        }
         self.agenda.wake();
     }
 
