@@ -64,7 +64,7 @@ reasons! {
     InHandshakeQueueFull => "in_handshake_queue_full",
     /// In: a handshake message that failed authentication, was replayed, or came too soon.
     InHandshakeRefused => "in_handshake_refused",
-    /// In: the receiver index belongs to no session.
+    /// In: the receiver index belongs to no session, and to no handshake that is under way.
     InUnknownReceiver => "in_unknown_receiver",
     /// In: the authentication tag is wrong.
     InForged => "in_forged",

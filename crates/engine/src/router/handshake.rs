@@ -101,6 +101,15 @@ impl Router {
             .iter()
             .find_map(|identity| Some((identity, identity.verify(message)?)))
             .ok_or(Reason::InBadMac1)?;
+        // An answer to nothing leads to nothing, whoever sends it.
+        let answered = match message {
+            Handshake::Initiation(_) => None,
+            Handshake::Response(response) => Some(response.receiver()),
+            Handshake::CookieReply(reply) => Some(reply.receiver()),
+        };
+        if answered.is_some_and(|index| self.indices.peer(index).is_none()) {
+            return Err(Reason::InUnknownReceiver);
+        }
         let admission = self
             .door
             .gate
@@ -118,15 +127,7 @@ impl Router {
             Admission::CookieReply(reply) => return Ok(Some(reply)),
             Admission::Limited => return Err(Reason::InSourceLimited),
         }
-        let answered = match message {
-            Handshake::Initiation(_) => None,
-            Handshake::Response(response) => Some(response.receiver()),
-            Handshake::CookieReply(reply) => Some(reply.receiver()),
-        };
-        let known = match answered {
-            Some(index) => self.indices.peer(index).is_some(),
-            None => self.known.contains(&from.addr),
-        };
+        let known = answered.is_some() || self.known.contains(&from.addr);
         let mut bytes = [0; INITIATION_LEN];
         let len = message.bytes().len();
         bytes[..len].copy_from_slice(message.bytes());
@@ -193,6 +194,11 @@ impl Router {
         };
         {
             let mut state = peer.lock(&self.agenda);
+            if !self.is_still(&visitor.identity) {
+                drop(state);
+                self.indices.retire(index);
+                return Err(Refusal);
+            }
             let session = state.response_created(session, &response, now)?;
             self.indices.promote(session, &peer);
         }
@@ -213,6 +219,9 @@ impl Router {
         let opener = peer.lock(&self.agenda).in_flight(index).ok_or(Refusal)?;
         let session = opener.consume_response(message)?;
         let mut state = peer.lock(&self.agenda);
+        if !self.is_still(&visitor.identity) {
+            return Err(Refusal);
+        }
         let session = state.response_received(session, visitor.from, now)?;
         self.indices.promote(session, &peer);
         drop(state);
@@ -265,6 +274,16 @@ impl Router {
         peer.tx_bytes
             .fetch_add(initiation.len() as u64, Ordering::Relaxed);
         put(&initiation, &ticket.endpoint(), peer.id().0, out, edges);
+    }
+
+    /// Whether this device is who it was when a message came. To be asked with the peer locked: a
+    /// change of identity ends every session after it took effect, so none slips in behind it.
+    fn is_still(&self, identity: &Arc<Identity>) -> bool {
+        let tables = self.tables.load();
+        tables
+            .identities
+            .iter()
+            .any(|known| Arc::ptr_eq(known, identity))
     }
 
     fn draw(&self) -> u32 {
