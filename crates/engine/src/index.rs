@@ -138,3 +138,34 @@ impl Recent {
         Some(found)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use warren_config::PublicKey;
+    use warren_wireguard::Peer;
+
+    use super::*;
+    use crate::peer::PeerId;
+
+    #[test]
+    fn an_index_that_is_taken_is_drawn_again_and_one_that_is_retired_is_free() {
+        let table = IndexTable::new();
+        let key = PublicKey::from_bytes([1; 32]);
+        let peer = Arc::new(PeerHandle::new(PeerId(0), key, Peer::new(key, 0)));
+        let allocate = |drawn: &[u32]| {
+            let mut drawn = drawn.iter().copied();
+            table.allocate(&peer, || drawn.next().expect("no more draws than needed"))
+        };
+        assert_eq!(allocate(&[7]), 7);
+        assert_eq!(allocate(&[7, 7, u32::MAX]), u32::MAX);
+        assert_eq!(allocate(&[7, u32::MAX, 0]), 0);
+        assert!(
+            [0, 7, u32::MAX]
+                .iter()
+                .all(|index| table.peer(*index).is_some())
+        );
+        table.retire(7);
+        assert!(table.peer(7).is_none());
+        assert_eq!(allocate(&[u32::MAX, 7]), 7);
+    }
+}

@@ -1,5 +1,6 @@
 //! What one router does, packet by packet, with peers that keep no rules.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -315,6 +316,37 @@ fn a_device_follows_its_model_whatever_is_asked_of_it() {
     });
 }
 
+/// BEHAVIOURS 6.
+#[test]
+fn receiver_indices_are_random_32_bit_numbers_and_unique() {
+    const PEERS: u8 = 200;
+    let mut scene = Scene::new(24);
+    let peers: Vec<_> = (0..PEERS)
+        .map(|at| PeerChange {
+            endpoints: Some(vec![SocketAddr::from(([192, 0, 2, at], 1))]),
+            persistent_keepalive: Some(25),
+            ..PeerChange::new(PublicKey::from_bytes([at + 1; 32]))
+        })
+        .collect();
+    scene.node.set_peers(peers, scene.now);
+    let done = scene.tick();
+    let indices: BTreeSet<u32> = done
+        .datagrams()
+        .map(|(_, bytes)| u32::from_le_bytes(bytes[4..8].try_into().expect("4 bytes")))
+        .collect();
+    assert_eq!(indices.len(), usize::from(PEERS));
+    for bit in 0..32 {
+        let set = indices
+            .iter()
+            .filter(|index| *index >> bit & 1 == 1)
+            .count();
+        assert!(
+            (60..=140).contains(&set),
+            "bit {bit} is set in {set} of {PEERS}"
+        );
+    }
+}
+
 /// BEHAVIOURS 9.
 #[test]
 fn nothing_is_sent_on_a_key_that_its_initiator_has_not_confirmed() {
@@ -588,7 +620,7 @@ fn all_peers_together_stage_no_more_than_the_bound() {
         })
         .collect();
     scene.node.set_peers(peers, scene.now);
-    // 63 records of 1000 bytes are one packet.
+    // 32 records of 2000 bytes are one packet.
     let (mut packets, mut size) = (0, 0);
     for at in 0..200 {
         let large = packet::build(flow("10.0.1.1", &format!("10.100.{at}.1")), 0, 32, 2000);
