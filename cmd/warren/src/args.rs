@@ -32,6 +32,44 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// See a mesh of three nodes and a fourth, on this machine alone.
+    ///
+    /// Everything happens in network namespaces of its own and is gone afterwards. It needs no root
+    /// where user namespaces are allowed, and the `warrend` of the same build beside this command.
+    #[command(after_help = "\
+Examples:
+  warren demo
+  warren demo --keep")]
+    Demo(Demo),
+
+    /// Say how this node and its peers are doing.
+    #[command(after_help = "\
+Examples:
+  warren status
+  warren status --json | jq '.[].peers[].endpoint'
+
+Exit codes:
+  0  every daemon answered
+  1  none runs, or one did not answer, and a sentence says why
+  2  the command line is not understood")]
+    Status(Status),
+
+    /// Prove on this node's wire that only ciphertext leaves, to the right peer, and try to leak.
+    ///
+    /// Pings every peer and reads along on every other interface; then sends marked packets to mesh
+    /// addresses past the tunnel in every way that a program has, and looks for them. What enters is
+    /// looked at and not tried, since that takes somebody outside.
+    #[command(after_help = "\
+Examples:
+  warren verify
+  warren verify --json
+
+Exit codes:
+  0  nothing leaks
+  1  something does, or it could not be looked at, and a sentence says why
+  2  the command line is not understood")]
+    Verify(Verify),
+
     /// Make this node's key, and print the block that describes it in the mesh file.
     ///
     /// A key that is there already stays, and its block is printed again.
@@ -108,6 +146,33 @@ Example:
         #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
         directory: PathBuf,
     },
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Demo {
+    /// Leave everything standing until Ctrl-C, and say how to look around.
+    #[arg(long)]
+    pub(crate) keep: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Status {
+    /// The tunnel's interface; every daemon of this host unless given.
+    #[arg(long, short, value_name = "NAME")]
+    pub(crate) interface: Option<String>,
+    /// Print what the daemons say as JSON, a list of one object for each.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Verify {
+    /// The tunnel's interface, where this host has several.
+    #[arg(long, short, value_name = "NAME")]
+    pub(crate) interface: Option<String>,
+    /// Print the verdict as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -44,7 +44,7 @@ pub(crate) fn run(args: &Init) -> anyhow::Result<()> {
 }
 
 /// The node in the words of the mesh file.
-fn block(args: &Init, free: Option<Vec<std::net::IpAddr>>, key: PublicKey) -> String {
+pub(crate) fn block(args: &Init, free: Option<Vec<std::net::IpAddr>>, key: PublicKey) -> String {
     let mut text = format!(
         "\n[[node]]\nname = \"{}\"\npublic_key = \"{key}\"\n",
         args.name

@@ -1,9 +1,14 @@
 //! The command for people: makes keys and mesh files, and shows what they mean.
 //!
 //! Each subcommand is one function in the module of its concern; this file only says which there
-//! are. Nothing here changes a host: `init` writes a key and `export` a file, the rest only looks.
+//! are. Nothing here changes a host: `init` writes a key and `export` a file, `demo` plays in namespaces
+//! of its own, `verify` sends packets that must not arrive, the rest only looks.
 
 mod args;
+mod capture;
+mod clock;
+mod demo;
+mod echo;
 mod export;
 mod init;
 mod keys;
@@ -12,6 +17,9 @@ mod mesh_file;
 mod output;
 mod pages;
 mod resolve;
+mod status;
+mod sys;
+mod verify;
 
 use std::io;
 use std::process::ExitCode;
@@ -22,6 +30,9 @@ use crate::args::{Args, Command};
 
 fn main() -> ExitCode {
     let done = match Args::parse().command {
+        Command::Demo(args) => return exit(demo::run(&args)),
+        Command::Status(args) => status::run(&args),
+        Command::Verify(args) => return exit(verify::run(&args)),
         Command::Init(args) => init::run(&args),
         Command::Genkey => keys::genkey(),
         Command::Pubkey => keys::pubkey(),
@@ -32,8 +43,12 @@ fn main() -> ExitCode {
         Command::Completions { shell } => pages::completions(shell),
         Command::Man { directory } => pages::man(&directory),
     };
+    exit(done.map(|()| ExitCode::SUCCESS))
+}
+
+fn exit(done: anyhow::Result<ExitCode>) -> ExitCode {
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         // Whoever read our output has seen enough, as `head` does.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {

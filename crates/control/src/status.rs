@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -125,6 +125,12 @@ pub struct Node {
     pub mesh_digest: Option<String>,
     /// How the mesh's prefixes are kept from leaving in the clear, in words.
     pub fence: Option<String>,
+    /// Its own addresses in the mesh.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub addresses: BTreeSet<IpAddr>,
+    /// All prefixes of the mesh: what is fenced.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub mesh_prefixes: BTreeSet<IpNet>,
 }
 
 /// How a peer is doing.
