@@ -277,6 +277,8 @@ fn strip_link(link: u16, bytes: &[u8]) -> Option<(u16, &[u8])> {
 fn addresses(kind: u16, packet: &[u8]) -> Vec<IpAddr> {
     let found = match kind {
         IPV4 => vec![v4(packet, 12), v4(packet, 16)],
+        // A reply is addressed to whoever asked, and says nothing of what they call themselves.
+        ARP if packet.get(7) == Some(&2) => vec![v4(packet, 14)],
         ARP => vec![v4(packet, 14), v4(packet, 24)],
         IPV6 => {
             let mut found = vec![v6(packet, 8), v6(packet, 24)];
@@ -307,6 +309,7 @@ fn in_words(kind: u16, packet: &[u8], addresses: &[IpAddr]) -> String {
     };
     match addresses {
         [from, to, ..] => format!("{what} from {from} to {to}"),
+        [from] => format!("{what} from {from}"),
         _ => what,
     }
 }
@@ -403,11 +406,18 @@ mod tests {
 
         let mut who_has = vec![0xff; 12];
         who_has.extend([0x08, 0x06]);
-        who_has.extend([0; 14]);
+        who_has.extend([0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 1]);
         who_has.extend([192, 0, 2, 1]);
         who_has.extend([0; 6]);
         who_has.extend([10, 77, 0, 2]);
         assert_eq!(look(&who_has, None).clear_frames, 1);
+
+        // Who asked with an address of the mesh is answered.
+        let mut is_at = who_has.clone();
+        is_at[14 + 7] = 2;
+        assert_eq!(look(&is_at, None).clear_frames, 0);
+        is_at[14 + 14..14 + 18].copy_from_slice(&[10, 77, 0, 1]);
+        assert_eq!(look(&is_at, None).clear_frames, 1);
     }
 
     #[test]

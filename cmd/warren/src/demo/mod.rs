@@ -94,7 +94,8 @@ pub(crate) fn run(args: &args::Demo) -> anyhow::Result<ExitCode> {
             ExitCode::FAILURE
         }
     };
-    demo.clean_up(interrupted)?;
+    let midway = interrupted && !demo.stands;
+    demo.clean_up(midway)?;
     Ok(code)
 }
 
@@ -440,8 +441,8 @@ impl Demo {
     }
 
     /// Takes everything down.
-    fn clean_up(mut self, interrupted: bool) -> anyhow::Result<()> {
-        let title = match interrupted {
+    fn clean_up(mut self, midway: bool) -> anyhow::Result<()> {
+        let title = match midway {
             true => "Interrupted; clean up",
             false => "Clean up",
         };
