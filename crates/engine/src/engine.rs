@@ -462,19 +462,17 @@ impl Steward {
             }
             let sockets = self.shared.sockets.load_full();
             let router = &self.shared.router;
-            loop {
-                let now = clock::now();
-                let mut edges = WorkerEdges {
-                    router,
-                    pair: sockets.pair(0),
-                    queue: &self.queue,
-                    state: &mut state,
-                    now,
-                };
-                let more = router.tick(&mut control, now, clock::wall(), &mut edges);
-                if !more || self.shared.is_stopping() {
-                    break;
-                }
+            let now = clock::now();
+            let mut edges = WorkerEdges {
+                router,
+                pair: sockets.pair(0),
+                queue: &self.queue,
+                state: &mut state,
+                now,
+            };
+            if router.tick(&mut control, now, clock::wall(), &mut edges) {
+                // By way of the poller: the interface may change while work never ends.
+                self.shared.control.wake();
             }
             timer.arm(control.next_deadline())?;
         }

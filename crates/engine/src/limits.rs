@@ -11,6 +11,9 @@ pub(crate) const HANDSHAKE_QUEUE: usize = 4096;
 pub(crate) const HANDSHAKE_QUEUE_KNOWN: usize = 1024;
 /// Handshake messages served between two looks at the timers.
 pub(crate) const HANDSHAKES_PER_TURN: usize = 16;
+/// Peers looked after between two looks at the handshake messages, of those that ask for it and of
+/// those whose deadline has come. Each may be worth a handshake of our own.
+pub(crate) const PEERS_PER_TURN: usize = 32;
 
 /// ICMP errors that may be sent at once for packets that no peer owns.
 pub(crate) const ICMP_BURST: u32 = 50;

@@ -1,5 +1,6 @@
 //! A peer's place in the engine: its state machine behind one lock, and what needs none.
 
+use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -159,7 +160,7 @@ impl Drop for PeerGuard<'_> {
 
 /// Peers for which control has something to do, and the bytes that all of them hold staged.
 pub(crate) struct Agenda {
-    peers: Mutex<Vec<Arc<PeerHandle>>>,
+    peers: Mutex<VecDeque<Arc<PeerHandle>>>,
     staged_bytes: AtomicUsize,
     wake: Box<dyn Fn() + Send + Sync>,
 }
@@ -168,7 +169,7 @@ impl Agenda {
     /// `wake` is called when there is something new for control to do.
     pub(crate) fn new(wake: Box<dyn Fn() + Send + Sync>) -> Self {
         Self {
-            peers: Mutex::new(Vec::new()),
+            peers: Mutex::new(VecDeque::new()),
             staged_bytes: AtomicUsize::new(0),
             wake,
         }
@@ -189,14 +190,18 @@ impl Agenda {
             self.peers
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
-                .push(Arc::clone(peer));
+                .push_back(Arc::clone(peer));
             self.wake();
         }
     }
 
-    /// Takes the peers on the agenda into `due`. A peer that is locked from now on may come again.
-    pub(crate) fn take(&self, due: &mut Vec<Arc<PeerHandle>>) {
-        due.append(&mut self.peers.lock().unwrap_or_else(PoisonError::into_inner));
+    /// Takes up to `most` of the peers on the agenda into `due`, those first that wait for longest.
+    /// A peer that is locked from now on may come again.
+    pub(crate) fn take(&self, most: usize, due: &mut Vec<Arc<PeerHandle>>) {
+        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = peers.len().min(most);
+        due.extend(peers.drain(..taken));
+        drop(peers);
         for peer in due {
             peer.on_agenda.store(false, Ordering::Release);
         }

@@ -16,7 +16,7 @@ use super::outbound::unstage;
 use super::seal::Sealer;
 use super::{Edges, Router};
 use crate::drops::Reason;
-use crate::limits::HANDSHAKES_PER_TURN;
+use crate::limits::{HANDSHAKES_PER_TURN, PEERS_PER_TURN};
 use crate::peer::{PeerHandle, PeerId};
 
 /// Bytes sealed before they are sent; the largest packet, cut as small as can be, is sent in parts.
@@ -102,7 +102,7 @@ impl Control {
     }
 
     /// When [`Router::tick`] is to be called if nothing calls for it earlier. Exact, and after a
-    /// tick later than the time of that tick.
+    /// tick that left nothing to do later than the time of that tick.
     pub fn next_deadline(&self) -> Option<Instant> {
         self.deadlines
             .first_key_value()
@@ -126,6 +126,10 @@ impl Control {
         }
     }
 
+    fn is_due(&self, now: Instant) -> bool {
+        self.next_deadline().is_some_and(|deadline| deadline <= now)
+    }
+
     /// Takes a peer whose deadline has come.
     fn take_due(&mut self, now: Instant) -> Option<Arc<PeerHandle>> {
         let first = self.deadlines.first_entry()?;
@@ -141,7 +145,9 @@ impl Router {
     /// Does what is due. Answers whether there is more to do right away.
     ///
     /// To be called by one thread, whenever the router asked to be woken or the deadline of
-    /// `control` has come. Does a bounded amount of work.
+    /// `control` has come. Does a bounded amount of work, some of each kind, so that neither a flood
+    /// of handshake messages holds up the timers, nor thousands of peers that are due at once the
+    /// answers to what was sent to them.
     pub fn tick(
         &self,
         control: &mut Control,
@@ -156,18 +162,21 @@ impl Router {
             self.serve(&visitor, &mut control.out, now, edges);
         }
         let mut due = std::mem::take(&mut control.due);
-        self.agenda.take(&mut due);
+        self.agenda.take(PEERS_PER_TURN, &mut due);
         for peer in due.drain(..) {
             self.look_after(control, &peer, now, wall, edges);
         }
         control.due = due;
-        while let Some(peer) = control.take_due(now) {
+        for _ in 0..PEERS_PER_TURN {
+            let Some(peer) = control.take_due(now) else {
+                break;
+            };
             self.look_after(control, &peer, now, wall, edges);
         }
         if !control.out.transmits.is_empty() {
             edges.transmit(&mut control.out);
         }
-        self.door.queued() > 0 || !self.agenda.is_empty()
+        self.door.queued() > 0 || !self.agenda.is_empty() || control.is_due(now)
     }
 
     /// Does everything that one peer asks for, and sees to its next deadline.
