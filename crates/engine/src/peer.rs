@@ -71,11 +71,14 @@ impl PeerHandle {
         }
     }
 
-    /// The peer is no longer configured: ends its sessions and forgets what it had staged.
+    /// The peer is no longer configured: ends its sessions and forgets what it had staged. Control
+    /// looks after it once more, and lets go of its deadline, however far away that was.
     pub(crate) fn remove(self: &Arc<Self>, agenda: &Agenda) {
         let mut state = self.lock(agenda);
         self.removed.store(true, Ordering::Relaxed);
         state.stop();
+        drop(state);
+        agenda.add(self);
     }
 
     /// Whether the peer is no longer configured. Exact only while the peer is locked.
