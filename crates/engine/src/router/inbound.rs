@@ -51,7 +51,6 @@ struct Group {
     records: Vec<Record>,
     /// Where each record's plaintext lies, and its outer mark.
     plaintexts: Vec<(Range<usize>, Ecn)>,
-    bytes: u64,
 }
 
 impl Inbound {
@@ -84,7 +83,6 @@ impl Inbound {
                     from,
                     records: Vec::new(),
                     plaintexts: Vec::new(),
-                    bytes: 0,
                 });
             }
             self.used += 1;
@@ -227,7 +225,6 @@ impl Router {
                 continue;
             }
             let plaintext = start + DATA_HEADER..end - TAG;
-            group.bytes += (end - start) as u64;
             group.records.push(Record::new(counter, plaintext.len()));
             group.plaintexts.push((plaintext, datagram.ecn));
         }
@@ -239,7 +236,6 @@ impl Router {
 
     /// Step 4: one lock.
     fn accept(&self, scratch: &mut Inbound, receiver: &Receiver, group: &mut Group, now: Instant) {
-        let bytes = std::mem::take(&mut group.bytes);
         if group.records.is_empty() {
             return;
         }
@@ -252,14 +248,16 @@ impl Router {
         if accepted.moved {
             self.known.learn(receiver.peer.id(), group.from.addr);
         }
-        receiver.peer.rx_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let mut bytes = 0;
         for record in &group.records {
             match record.verdict {
-                Verdict::Accepted => {}
+                Verdict::Accepted => bytes += DATA_HEADER + record.len + TAG,
                 Verdict::Replayed => scratch.tally.count(Reason::InReplayed),
                 Verdict::Expired => scratch.tally.count(Reason::InSessionExpired),
             }
         }
+        let rx_bytes = &receiver.peer.rx_bytes;
+        rx_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     /// Step 5.
