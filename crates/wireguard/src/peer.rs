@@ -291,6 +291,7 @@ impl Peer {
     pub fn expire_sessions(&mut self) {
         self.forget_in_flight();
         self.last_handshake_sent = None;
+        self.timers.initiation_may_be_sent();
         self.keypairs.end_sending();
         self.pending.keepalive |= self.running && self.timers.persistent_keepalive() != 0;
     }

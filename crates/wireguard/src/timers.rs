@@ -169,6 +169,11 @@ impl Timers {
         self.deferred(now + REKEY_TIMEOUT);
     }
 
+    /// What kept initiations from being sent is no more.
+    pub(crate) fn initiation_may_be_sent(&mut self) {
+        self.disarm(Timer::Deferred);
+    }
+
     /// The interval of the persistent keepalive has passed. Whether or not one can be sent, the
     /// next is due an interval later.
     pub(crate) fn persistent_keepalive_due(&mut self, now: Instant) {

@@ -14,6 +14,7 @@ use crate::messages::{CookieReply, INITIATION_LEN, Macs, RESPONSE_LEN, Response}
 use crate::noise::{self, AuthenticInitiation, HandshakeError, InFlight, InitiationParts};
 use crate::session::Session;
 use crate::time::{Instant, Tai64n};
+use crate::timers::Timer;
 use crate::{INITIATION_INTERVAL, REKEY_TIMEOUT};
 
 /// Leave to send one initiation.
@@ -285,8 +286,12 @@ impl Peer {
         self.initiate_if_due(now);
     }
 
-    /// As [`Self::initiate`], within the same series of attempts.
+    /// As [`Self::initiate`], within the same series of attempts. One that was asked for and could
+    /// not be made is not asked for again with every packet.
     pub(super) fn initiate_if_due(&mut self, now: Instant) {
+        if self.timers.is_armed(Timer::Deferred) {
+            return;
+        }
         match self.initiation_due(now) {
             None => self.pending.initiate = true,
             Some(due) => self.timers.deferred(due),

@@ -1,0 +1,179 @@
+//! Control does some of everything, and nothing for ever.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use warren_config::{AllowedIpChange, PeerChange, PublicKey};
+use warren_engine::{Control, Timestamps};
+use warren_tests_simulation::node::{Batches, Done, Node, flight, wall};
+use warren_tests_simulation::packet::{self, Flow};
+use warren_tests_simulation::{Insider, Random};
+use warren_wireguard::time::{Instant, Tai64n};
+
+const START: Instant = Instant::from_nanos(1_000_000_000);
+
+fn everything_behind(peer: PublicKey) -> PeerChange {
+    PeerChange {
+        endpoints: Some(vec![SocketAddr::from(([198, 51, 100, 1], 4000))]),
+        allowed_ips: vec![AllowedIpChange::Add(
+            "10.9.0.0/16".parse().expect("a prefix"),
+        )],
+        ..PeerChange::new(peer)
+    }
+}
+
+/// The host sends a packet to the peer of [`everything_behind`].
+fn send_one(node: &mut Node, batches: &mut Batches, now: Instant) -> Done {
+    let flow = Flow {
+        source: "10.0.1.1".parse().expect("an address"),
+        destination: "10.9.0.1".parse().expect("an address"),
+        number: 0,
+    };
+    let (header, packet) = packet::build(flow, 1, 1, 100);
+    batches.push_read(header, &packet);
+    node.outbound(batches, now)
+}
+
+fn arrive(node: &mut Node, batches: &mut Batches, from: SocketAddr, bytes: &[u8], now: Instant) {
+    let local = node.local();
+    assert!(batches.push_received(&flight(from, node.address, bytes), local));
+    node.inbound(batches, now);
+}
+
+#[test]
+fn thousands_of_peers_that_are_due_at_once_keep_no_call_waiting() {
+    let mut random = Random::new(1);
+    let mut node = Node::new(1, random.fork());
+    let mut batches = Batches::new();
+    let address = SocketAddr::from(([198, 51, 100, 1], 4000));
+    let mut caller = Insider::new(address, &node.public(), random.fork());
+    let silent: Vec<_> = (0..2000)
+        .map(|_| PeerChange {
+            endpoints: Some(vec![SocketAddr::from(([192, 0, 2, 1], 1))]),
+            persistent_keepalive: Some(25),
+            ..PeerChange::new(PublicKey::from_bytes(random.key()))
+        })
+        .collect();
+    node.set_peers([PeerChange::new(caller.public())], START);
+    node.set_peers(silent, START);
+
+    // The call comes while control is busy with them.
+    let mut done = Done::default();
+    assert!(
+        node.router
+            .tick(&mut node.control, START, wall(START), &mut done)
+    );
+    let initiation = caller.initiation(START);
+    arrive(&mut node, &mut batches, address, &initiation, START);
+    assert!(
+        node.router
+            .tick(&mut node.control, START, wall(START), &mut done)
+    );
+
+    let kinds: Vec<_> = done.datagrams().map(|(_, bytes)| bytes[0]).collect();
+    assert!(kinds.contains(&2), "the response is among the first");
+    assert!(kinds.len() < 200, "{} messages in two turns", kinds.len());
+    let rest = node.tick(START);
+    let calls = rest.datagrams().chain(done.datagrams());
+    assert_eq!(calls.filter(|(_, bytes)| bytes[0] == 1).count(), 2000);
+}
+
+#[test]
+fn a_deadline_of_a_peer_that_was_removed_is_forgotten() {
+    let mut random = Random::new(2);
+    let mut node = Node::new(1, random.fork());
+    let key = PublicKey::from_bytes(random.key());
+    let peer = PeerChange {
+        persistent_keepalive: Some(u16::MAX),
+        ..PeerChange::new(key)
+    };
+    node.set_peers([peer], START);
+    node.tick(START);
+    assert!(node.control.next_deadline().is_some());
+    let removed = PeerChange {
+        remove: true,
+        ..PeerChange::new(key)
+    };
+    node.set_peers([removed], START);
+    node.tick(START);
+    assert_eq!(node.control.next_deadline(), None);
+}
+
+#[test]
+fn a_replayed_packet_does_not_count_as_received() {
+    let mut random = Random::new(3);
+    let mut node = Node::new(1, random.fork());
+    let mut batches = Batches::new();
+    let address = SocketAddr::from(([198, 51, 100, 1], 4000));
+    let mut peer = Insider::new(address, &node.public(), random.fork());
+    node.set_peers([everything_behind(peer.public())], START);
+    let initiation = peer.initiation(START);
+    arrive(&mut node, &mut batches, address, &initiation, START);
+    let response = node.tick(START);
+    let response = response.datagrams().next().expect("a response").1.to_vec();
+    peer.response(&response, START);
+
+    let keepalive = peer.seal(&[]);
+    let mut received = || {
+        arrive(&mut node, &mut batches, address, &keepalive, START);
+        let status = node.router.status(START, wall(START));
+        status.peers[&peer.public()].rx_bytes
+    };
+    let once = received();
+    assert_eq!(once, 148 + 32);
+    assert_eq!(received(), once);
+}
+
+#[test]
+fn while_timestamps_cannot_be_remembered_packets_do_not_ask_for_each_of_them() {
+    let mut random = Random::new(4);
+    let mut node = Node::new(1, random.fork());
+    let mut batches = Batches::new();
+    let attempts = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&attempts);
+    let full_disk = move |_| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        Err(io::ErrorKind::StorageFull.into())
+    };
+    node.control = Control::new(Timestamps::resume(Tai64n::ZERO, Box::new(full_disk)));
+    node.set_peers(
+        [everything_behind(PublicKey::from_bytes(random.key()))],
+        START,
+    );
+
+    for _ in 0..100 {
+        assert!(send_one(&mut node, &mut batches, START).sent.is_empty());
+        node.tick(START);
+    }
+    assert_eq!(attempts.load(Ordering::Relaxed), 1);
+
+    let later = START + Duration::from_secs(6);
+    node.tick(later);
+    assert_eq!(attempts.load(Ordering::Relaxed), 2, "it is tried again");
+}
+
+#[test]
+fn a_key_that_was_missing_is_used_at_once() {
+    let mut random = Random::new(5);
+    let mut node = Node::new(1, random.fork());
+    let mut batches = Batches::new();
+    let key = node.key.clone();
+    let set = |key| warren_config::DeviceChange {
+        private_key: Some(key),
+        ..warren_config::DeviceChange::default()
+    };
+    node.apply(&set(None), START);
+    node.set_peers(
+        [everything_behind(PublicKey::from_bytes(random.key()))],
+        START,
+    );
+    send_one(&mut node, &mut batches, START);
+    assert!(node.tick(START).sent.is_empty());
+
+    node.apply(&set(Some(key)), START);
+    send_one(&mut node, &mut batches, START);
+    assert_eq!(node.tick(START).datagrams().count(), 1);
+}
