@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context as _, bail};
 use ipnet::IpNet;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use warren_config::{HostConfig, PublicKey, WallTime};
 use warren_control::{Limits, Listener, Server, status as socket};
 use warren_engine::End;
@@ -60,10 +60,13 @@ struct Daemon {
     traffic: BTreeMap<PublicKey, (u64, u64)>,
     /// The file as it looked when it was last read, and at the last tick.
     looks: (Option<Look>, Option<Look>),
+    /// The nodes that said at the last tick to run another file.
+    strangers: BTreeSet<String>,
     board: Arc<Board>,
     watch: Watch,
     signals: Signals,
-    _server: Server,
+    /// What answers `warren status`, and for which interface.
+    server: (String, Server),
 }
 
 struct Signals {
@@ -117,10 +120,7 @@ impl Daemon {
                     (mesh, sentences)
                 }
                 None => {
-                    // What was fenced before stays fenced, whatever came of the file.
-                    if let Ok(changed) = warren_netlink::load_fence(state.path()) {
-                        tracing::info!(changed = changed.len(), "the fence stands as it was");
-                    }
+                    fence_as_it_was(&state);
                     bail!("{}", sentences.join("\n"));
                 }
             },
@@ -128,12 +128,9 @@ impl Daemon {
         for sentence in &refused {
             tracing::error!("{sentence}");
         }
-        let interface = &mesh.file.directory.mesh.interface;
-        let listener = Listener::claim(&socket::path(interface))
-            .with_context(|| format!("another daemon may serve {interface}"))?;
+        let interface = mesh.file.directory.mesh.interface.clone();
         let board = Arc::new(Board::default());
-        let server = socket::serve(listener, board.clone(), Limits::default())
-            .context("no thread to tell the status with")?;
+        let server = serve(&interface, &board)?;
 
         let mut daemon = Self {
             state,
@@ -148,15 +145,17 @@ impl Daemon {
             beacon: Beacon::default(),
             traffic: BTreeMap::new(),
             looks: (look, look),
+            strangers: BTreeSet::new(),
             board,
             watch,
             signals,
-            _server: server,
+            server: (interface, server),
             args,
         };
         daemon.took_mesh();
         daemon.realise();
         if daemon.tunnel.is_none() {
+            fence_as_it_was(&daemon.state);
             bail!("{}", daemon.failures.join("\n"));
         }
         notify::ready();
@@ -167,8 +166,13 @@ impl Daemon {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         tick.tick().await;
+        let mut retry_at = None;
         loop {
-            let must_retry = !self.failures.is_empty();
+            // Other events do not put it off.
+            retry_at = match self.failures.is_empty() {
+                true => None,
+                false => Some(retry_at.unwrap_or_else(|| Instant::now() + RETRY)),
+            };
             let event = tokio::select! {
                 Some(()) = self.signals.terminate.recv() => Event::End,
                 Some(()) = self.signals.interrupt.recv() => Event::End,
@@ -182,7 +186,10 @@ impl Daemon {
                 end = ended(self.tunnel.as_mut()) => Event::Tunnel(end),
                 heard = self.beacon.heard() => Event::Heard(heard),
                 _ = tick.tick() => Event::Tick,
-                () = sleep(RETRY), if must_retry => Event::Retry,
+                () = due(retry_at) => {
+                    retry_at = None;
+                    Event::Retry
+                }
             };
             match event {
                 Event::End => break,
@@ -260,6 +267,13 @@ impl Daemon {
         let interface = &plan.host.interface;
         if (self.tunnel.as_ref()).is_some_and(|tunnel| tunnel.interface() != interface) {
             self.close_tunnel();
+        }
+
+        if self.server.0 != *interface {
+            match serve(interface, &self.board) {
+                Ok(server) => self.server = (interface.clone(), server),
+                Err(error) => failures.push(format!("{error:#}")),
+            }
         }
 
         // 1. The fence comes first, and routes go before the peers behind them.
@@ -381,12 +395,22 @@ impl Daemon {
         let nodes = &self.mesh.file.directory.nodes;
         let sender = (nodes.iter()).find(|(_, node)| node.addresses.contains(from));
         let Some((name, _)) = sender else { return };
-        let mut facts = self.board.facts();
-        let before = facts.digests.insert(name.to_string(), digest.clone());
-        if before.as_ref() != Some(digest) && *digest != self.mesh.file.digest {
-            let digest = &digest[..16];
-            tracing::warn!(node = %name, digest, "another node runs another mesh file");
+        (self.board.facts().digests).insert(name.to_string(), digest.clone());
+    }
+
+    /// Says which nodes run another file, once for each: at a tick, since a node may say so as often
+    /// as it likes.
+    fn name_strangers(&mut self) {
+        let digests = &self.board.facts().digests;
+        let ours = &self.mesh.file.digest;
+        let others = digests.iter().filter(|(_, digest)| *digest != ours);
+        for (node, digest) in others.clone() {
+            if !self.strangers.contains(node) {
+                let digest = &digest[..16];
+                tracing::warn!(node, digest, "another node runs another mesh file");
+            }
         }
+        self.strangers = others.map(|(node, _)| node.clone()).collect();
     }
 
     fn tick(&mut self) {
@@ -400,6 +424,7 @@ impl Daemon {
         if let Err(error) = self.watch.begin() {
             tracing::debug!(%error, "the mesh file's directory is not there to be watched");
         }
+        self.name_strangers();
         let Some(tunnel) = &self.tunnel else { return };
         let device = tunnel.engine().status();
         let directory = &self.mesh.file.directory;
@@ -431,6 +456,20 @@ impl Daemon {
         let digest = &self.mesh.file.digest;
         self.beacon
             .tell(directory, plan, &device, digest, wall_time());
+    }
+}
+
+/// Answers `warren status` for an interface.
+fn serve(interface: &str, board: &Arc<Board>) -> anyhow::Result<Server> {
+    let listener = Listener::claim(&socket::path(interface))?;
+    socket::serve(listener, board.clone(), Limits::default())
+        .context("no thread to tell the status with")
+}
+
+/// What was fenced before stays fenced, though nothing comes of this start.
+fn fence_as_it_was(state: &StateDir) {
+    if let Ok(changed) = warren_netlink::load_fence(state.path()) {
+        tracing::info!(changed = changed.len(), "the fence stands as it was");
     }
 }
 
@@ -480,6 +519,13 @@ fn complaints(report: &Report, interface: &str) -> Vec<String> {
         complaints.push(format!("{interface} is there already and is no TUN"));
     }
     complaints
+}
+
+async fn due(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => pending().await,
+    }
 }
 
 async fn ended(tunnel: Option<&mut Tunnel>) -> End {
