@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueHint};
+use clap_complete::Shell;
 use warren_mesh::{NodeName, STATE_DIR};
 
 /// Makes this host a node of a mesh, and keeps it so.
@@ -41,6 +42,23 @@ pub(crate) enum Command {
     Fence(Fence),
     /// Remove interface, routes, rules and the fence: everything that is on record as Warren's.
     Uninstall(State),
+    /// Print completions for a shell.
+    #[command(after_help = "\
+Example:
+  warrend completions bash > /usr/share/bash-completion/completions/warrend")]
+    Completions {
+        /// Which shell.
+        shell: Shell,
+    },
+    /// Write the manual pages into a directory.
+    #[command(after_help = "\
+Example:
+  warrend man /usr/local/share/man/man1")]
+    Man {
+        /// Where to.
+        #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+        directory: PathBuf,
+    },
 }
 
 #[derive(Debug, ClapArgs)]

@@ -20,7 +20,9 @@ mod beacon;
 mod daemon;
 mod mesh_file;
 mod notify;
+mod pages;
 mod resolver;
+mod rights;
 mod status;
 mod tunnel;
 mod watch;
@@ -41,10 +43,13 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let level = args.log.or_else(|| std::env::var("WARREN_LOG").ok());
     start_log(level.as_deref().unwrap_or("info"));
+    let with_rights = |work: &dyn Fn() -> anyhow::Result<()>| rights::check().and_then(|()| work());
     let done = match (args.command, args.run.into_run()) {
-        (Some(Command::Fence(fence)), _) => load_fence(&fence),
-        (Some(Command::Uninstall(state)), _) => uninstall(&state),
-        (None, Some(run)) => daemon::run(run),
+        (Some(Command::Fence(fence)), _) => with_rights(&|| load_fence(&fence)),
+        (Some(Command::Uninstall(state)), _) => with_rights(&|| uninstall(&state)),
+        (Some(Command::Completions { shell }), _) => pages::completions(shell),
+        (Some(Command::Man { directory }), _) => pages::man(&directory),
+        (None, Some(run)) => rights::check().and_then(|()| daemon::run(run)),
         (None, None) => unreachable!("both are required without a subcommand"),
     };
     match done {

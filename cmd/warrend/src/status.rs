@@ -76,6 +76,8 @@ impl Source for Board {
         );
         status.problems.clone_from(&facts.problems);
         if let Some(plan) = &facts.plan {
+            status.node.addresses.clone_from(&plan.host.addresses);
+            status.node.mesh_prefixes.clone_from(&plan.host.fence.mesh);
             name_peers(&mut status, plan, &facts);
             status.plan = (Description::of(plan).sections.into_iter())
                 .map(|section| status::Section {
