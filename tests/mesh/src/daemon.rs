@@ -1,0 +1,148 @@
+//! `warrend`, built when it is missing, and how it is asked.
+
+use std::env;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use warren_control::status::{self, Peer, Status};
+
+use crate::host::{Host, Run, patiently};
+use crate::network::Node;
+
+/// Where the daemon of the default interface tells its status, on its own host.
+pub const SOCKET: &str = "/run/warren/warren0.sock";
+/// How long anything may take that a daemon does at once.
+const AT_ONCE: Duration = Duration::from_secs(10);
+
+/// A running daemon; killed when dropped.
+#[derive(Debug)]
+pub struct Daemon {
+    child: Child,
+    socket: PathBuf,
+    log: PathBuf,
+}
+
+impl Daemon {
+    /// Starts a node's daemon, and waits until it tells its status.
+    pub fn start(node: &Node) -> Self {
+        Self::start_with(node, &node.mesh)
+    }
+
+    /// Starts it with a mesh file of its own.
+    pub fn start_with(node: &Node, mesh: &Path) -> Self {
+        let log = node.state.with_extension("log");
+        let to_log = || File::create(&log).expect("a scratch directory");
+        let child = Self::command(node, mesh)
+            .stdout(to_log())
+            .stderr(to_log())
+            .spawn()
+            .expect("nsenter is installed");
+        let mut daemon = Self {
+            child,
+            socket: node.host.file(SOCKET),
+            log,
+        };
+        patiently("the daemon answers", AT_ONCE, || {
+            if let Ok(Some(status)) = daemon.child.try_wait() {
+                panic!("{status}: {}", daemon.log());
+            }
+            daemon.ask().is_some_and(|status| !status.plan.is_empty())
+        });
+        daemon
+    }
+
+    /// The command that starts a node's daemon.
+    pub fn command(node: &Node, mesh: &Path) -> Command {
+        let mut command = node.host.command(warrend());
+        command.arg("--mesh").arg(mesh);
+        command.args(["--node", node.name, "--workers", "1", "--state"]);
+        command.arg(&node.state);
+        command
+    }
+
+    /// What it tells of itself now.
+    pub fn status(&self) -> Status {
+        self.ask()
+            .unwrap_or_else(|| panic!("it answers: {}", self.log()))
+    }
+
+    fn ask(&self) -> Option<Status> {
+        status::ask(&self.socket, AT_ONCE).ok()
+    }
+
+    /// Waits until its status is so.
+    #[track_caller]
+    pub fn wait(&self, what: &str, at_most: Duration, is_so: impl Fn(&Status) -> bool) -> Duration {
+        patiently(what, at_most, || is_so(&self.status()))
+    }
+
+    /// What it knows of a peer.
+    #[track_caller]
+    pub fn peer(&self, name: &str) -> Peer {
+        let peers = self.status().peers;
+        let peer = (peers.into_iter()).find(|peer| peer.name.as_deref() == Some(name));
+        peer.expect("the mesh file names it")
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("it runs");
+    }
+
+    /// Sends it a signal that ends it, and waits until it has.
+    pub fn end(mut self, signal: Signal) -> ExitStatus {
+        self.signal(signal);
+        self.child.wait().expect("it ends")
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Host {
+    /// Runs `warrend` with these words to its end.
+    pub fn warrend(&self, words: &str, state: &Path) -> Run {
+        let mut command = self.command(warrend());
+        command.args(words.split_whitespace());
+        Run::from(command.arg("--state").arg(state))
+    }
+}
+
+/// This checkout's `warrend`, built with the tests' profile; the variable `WARREND` names another.
+pub fn warrend() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        if let Some(path) = env::var_os("WARREND") {
+            return path.into();
+        }
+        // TARGET/PROFILE/deps/THIS-TEST
+        let this = env::current_exe().expect("a test is a file");
+        let directory = (this.ancestors().nth(2)).expect("it is in a target directory");
+        let profile = match directory.file_name().and_then(|name| name.to_str()) {
+            Some("debug") => "dev",
+            Some(profile) => profile,
+            None => panic!("{} is no target directory", directory.display()),
+        };
+        let built = Command::new(env!("CARGO"))
+            .args(["build", "--quiet", "--package", "warrend"])
+            .args(["--profile", profile, "--target-dir"])
+            .arg(directory.parent().expect("a target directory"))
+            .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."))
+            .status();
+        assert!(built.expect("cargo runs").success(), "it does not build");
+        directory.join("warrend")
+    })
+}
