@@ -1,6 +1,6 @@
 //! Changes of a running router: each whole, or not at all.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
@@ -40,6 +40,7 @@ impl Router {
             replaced.extend(by_key.keys().copied());
             next.tables.allowed_ips = AllowedIps::new();
         }
+        let mut emptied = next.empty(change, &by_key);
         for peer in &change.peers {
             if peer.remove || next.is_own_key(&peer.public_key) {
                 next.remove(by_key.remove(&peer.public_key));
@@ -52,7 +53,7 @@ impl Router {
             let replace = replaced.remove(&peer.public_key);
             let handle = match by_key.get(&peer.public_key) {
                 Some(handle) => {
-                    if peer.replace_allowed_ips {
+                    if peer.replace_allowed_ips && !emptied.remove(&handle.id()) {
                         next.tables.allowed_ips.remove_all(handle.id());
                     }
                     Arc::clone(handle)
@@ -253,6 +254,28 @@ impl Next {
     /// and sessions are not mistaken for a successor's.
     fn remove(&mut self, handle: Option<Arc<PeerHandle>>) {
         self.removed.extend(handle);
+    }
+
+    /// Empties the peers whose prefixes the change replaces, in one walk over the table: a walk for
+    /// each would make a change of all peers quadratic. Answers them; one that occurs a second time
+    /// is to be emptied again.
+    fn empty(
+        &mut self,
+        change: &DeviceChange,
+        by_key: &HashMap<PublicKey, Arc<PeerHandle>>,
+    ) -> HashSet<PeerId> {
+        let mut named = HashSet::new();
+        let emptied: HashSet<_> = (change.peers.iter())
+            .filter(|peer| named.insert(peer.public_key))
+            .filter(|peer| !peer.remove && peer.replace_allowed_ips)
+            .filter_map(|peer| by_key.get(&peer.public_key).map(|handle| handle.id()))
+            .collect();
+        if !emptied.is_empty() {
+            self.tables
+                .allowed_ips
+                .retain(|_, id| !emptied.contains(&id));
+        }
+        emptied
     }
 
     fn set_allowed_ips(&mut self, id: PeerId, changes: &[AllowedIpChange]) {
