@@ -98,7 +98,9 @@ fn receive_stream(mut stream: TcpStream, pattern: &Pattern, arrived: &Arrived) {
 /// Sends `bytes` of a pseudo-random stream from A to B and compares each on arrival.
 pub(crate) fn carry(bed: &Bed, to: Ipv4Addr, bytes: usize) -> Result<()> {
     const CHUNK: usize = 64 << 10;
+    const PATIENCE: Duration = Duration::from_secs(10);
     let (mut sender, mut receiver) = connect(bed, to)?;
+    sender.set_write_timeout(Some(PATIENCE))?;
     let seed = u64::from_le_bytes(random()?);
     let sending = thread::spawn(move || -> io::Result<()> {
         let mut source = Random(seed | 1);
@@ -111,7 +113,7 @@ pub(crate) fn carry(bed: &Bed, to: Ipv4Addr, bytes: usize) -> Result<()> {
     });
     let mut source = Random(seed | 1);
     let (mut wanted, mut chunk) = (vec![0; CHUNK], vec![0; CHUNK]);
-    receiver.set_read_timeout(Some(Duration::from_secs(10)))?;
+    receiver.set_read_timeout(Some(PATIENCE))?;
     for number in 0..bytes / CHUNK {
         source.fill(&mut wanted);
         receiver
