@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
 use ipnet::IpNet;
@@ -125,6 +125,7 @@ impl Seen {
 #[derive(Debug)]
 pub(crate) struct Capture {
     stop: Arc<AtomicBool>,
+    marked: Arc<AtomicU64>,
     thread: JoinHandle<io::Result<Seen>>,
 }
 
@@ -137,11 +138,21 @@ impl Capture {
     /// Reads what `socket` hears, from whatever thread.
     pub(crate) fn start(socket: PacketSocket, filter: Filter) -> io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
+        let marked = Arc::new(AtomicU64::new(0));
+        let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&marked));
         let thread = thread::Builder::new()
             .name("capture".to_owned())
-            .spawn(move || listen(&socket, &filter, &stopped))?;
-        Ok(Self { stop, thread })
+            .spawn(move || listen(&socket, &filter, &stopped, &counted))?;
+        Ok(Self {
+            stop,
+            marked,
+            thread,
+        })
+    }
+
+    /// How many frames with the marker were seen until now.
+    pub(crate) fn marked(&self) -> u64 {
+        self.marked.load(Ordering::Relaxed)
     }
 
     /// Reads what has been heard until now, and ends.
@@ -154,7 +165,12 @@ impl Capture {
     }
 }
 
-fn listen(socket: &PacketSocket, filter: &Filter, stop: &AtomicBool) -> io::Result<Seen> {
+fn listen(
+    socket: &PacketSocket,
+    filter: &Filter,
+    stop: &AtomicBool,
+    marked: &AtomicU64,
+) -> io::Result<Seen> {
     let mut seen = Seen::default();
     let mut buffer = vec![0; FRAME_MAX];
     loop {
@@ -162,6 +178,7 @@ fn listen(socket: &PacketSocket, filter: &Filter, stop: &AtomicBool) -> io::Resu
         while let Some((frame, bytes)) = socket.next(&mut buffer)? {
             seen.frame(frame, bytes, filter);
         }
+        marked.store(seen.marked, Ordering::Relaxed);
         if stopping {
             seen.lost = socket.lost()?.into();
             return Ok(seen);

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::bail;
 use warren_control::status;
 use warren_mesh::{Description, Plan, Secrets, Section, Severity, Underlay};
+use warren_netlink::{Host, HostError};
 use warren_state::StateDir;
 
 use crate::{args, mesh_file, output, resolve};
@@ -48,13 +49,18 @@ pub(crate) fn plan(args: &args::Plan) -> anyhow::Result<()> {
         preshared_keys,
     };
     let resolved = resolve::all(directory.host_names(&args.node));
-    let plan = warren_mesh::plan(
-        directory,
-        &args.node,
-        &resolved,
-        &secrets,
-        &Underlay::default(),
-    )?;
+    let plan = |underlay: &Underlay| {
+        warren_mesh::plan(directory, &args.node, &resolved, &secrets, underlay)
+    };
+    let alone = plan(&Underlay::default())?;
+    let around = underlay(&alone, &state).unwrap_or_else(|error| {
+        output::problem(
+            Severity::Warning,
+            format_args!("what is around the tunnel is not known: {error}"),
+        );
+        Underlay::default()
+    });
+    let plan = plan(&around)?;
     let after = Description::of(&plan);
 
     let before = running(&plan)?;
@@ -83,6 +89,16 @@ pub(crate) fn plan(args: &args::Plan) -> anyhow::Result<()> {
         bail!("a daemon would not take this file for the errors above");
     }
     Ok(())
+}
+
+/// What this host needs outside the mesh, as a daemon would find it.
+fn underlay(plan: &Plan, state: &StateDir) -> Result<Underlay, HostError> {
+    let around = Host::new(state.path())?.surroundings(&plan.host)?;
+    Ok(Underlay {
+        addresses: around.addresses.into_keys().collect(),
+        gateways: around.gateways,
+        resolvers: around.resolvers,
+    })
 }
 
 /// What the daemon of the plan's interface carries out, if one runs.

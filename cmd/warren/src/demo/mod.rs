@@ -30,7 +30,7 @@ use interrupt::{Interrupt, Interrupted};
 use node::{MESH_FILE, Node};
 use screen::{Screen, in_words, rate};
 use stage::{Namespace, Switch, mesh_addresses, underlay_addresses};
-use traffic::{Stream, Streamed, bulk};
+use traffic::{Pace, Stream, Streamed, bulk};
 
 /// What the mesh may carry.
 const MESH: [&str; 2] = ["10.77.0.0/16", "fd77::/48"];
@@ -40,9 +40,18 @@ const FWMARK: u32 = 0x20;
 /// How long bulk data is moved through the tunnel, and beside it.
 const BULK: Duration = Duration::from_millis(2000);
 const BULK_BESIDE: Duration = Duration::from_millis(700);
-/// How long bulk data is moved while the wiretap reads it, which the pause keeps from missing some.
-const BULK_TAPPED: Duration = Duration::from_millis(800);
-const BULK_TAPPED_PAUSE: Duration = Duration::from_millis(4);
+/// How bulk data is moved while the wiretap reads it: so that it need not miss any, which has less
+/// room for what waits where the demo is not root.
+const BULK_TAPPED: Pace = Pace {
+    duration: Duration::from_millis(800),
+    chunk: 128 << 10,
+    pause: Some(Duration::from_millis(4)),
+};
+const BULK_TAPPED_AS_USER: Pace = Pace {
+    chunk: 16 << 10,
+    pause: Some(Duration::from_millis(2)),
+    ..BULK_TAPPED
+};
 /// How long a first ping may take, with a handshake.
 const PATIENCE: Duration = Duration::from_secs(8);
 /// How long traffic flows before and after something happens.
@@ -75,6 +84,7 @@ pub(crate) fn run(args: &args::Demo) -> anyhow::Result<ExitCode> {
         warrend,
         marker: marker()?,
         own_users,
+        nftables: false,
         stands: false,
         switch: Switch::new()?,
         nodes: Vec::new(),
@@ -125,6 +135,8 @@ struct Demo {
     warrend: PathBuf,
     marker: Vec<u8>,
     own_users: bool,
+    /// Whether the kernel has the half of the fence that knows what is tied to a card and what comes in.
+    nftables: bool,
     /// Everything was shown, and is left standing.
     stands: bool,
     // Nodes before the switch that they are on.
@@ -178,8 +190,11 @@ impl Demo {
             }
             tried
         })?;
-        // The neighbour must be found before the first can leave.
-        self.interrupt.pause(Duration::from_millis(50))?;
+        // The way out must be found before the first can leave.
+        let start = clock::now();
+        while capture.marked() < sent.total() && clock::now().duration_since(start) < PATIENCE {
+            self.interrupt.pause(Duration::from_millis(5))?;
+        }
         let seen = capture.stop()?;
         ensure!(
             seen.marked == sent.total() && seen.clear_frames >= seen.marked,
@@ -211,6 +226,7 @@ impl Demo {
         let mut digest = String::new();
         for node in &mut self.nodes {
             let status = node.ready(&self.interrupt)?;
+            self.nftables = status.features.get("nftables") == Some(&true);
             fence = status.node.fence.unwrap_or_default();
             digest = status.node.mesh_digest.unwrap_or_default();
         }
@@ -249,12 +265,12 @@ impl Demo {
         self.screen.step("Move bulk data by TCP, hut to barn")?;
         let [inside, _] = mesh_addresses(2);
         let [outside, _] = underlay_addresses(2);
-        let through = self.move_bulk(inside, b"bulk", (BULK, None))?;
+        let through = self.move_bulk(inside, b"bulk", Pace::full(BULK))?;
         self.screen.good(format_args!(
             "through the tunnel: {}",
             rate(through.bytes, through.time)
         ))?;
-        let beside = self.move_bulk(outside, b"bulk", (BULK_BESIDE, None))?;
+        let beside = self.move_bulk(outside, b"bulk", Pace::full(BULK_BESIDE))?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(self.screen.good(format_args!(
             "the same path without a tunnel: {}, on the same {cores} cores",
@@ -268,7 +284,11 @@ impl Demo {
         let capture = self.listen()?;
         let [inside, inside_v6] = mesh_addresses(2);
         let marker = self.marker.clone();
-        let moved = self.move_bulk(inside, &marker, (BULK_TAPPED, Some(BULK_TAPPED_PAUSE)))?;
+        let pace = match self.own_users {
+            true => BULK_TAPPED_AS_USER,
+            false => BULK_TAPPED,
+        };
+        let moved = self.move_bulk(inside, &marker, pace)?;
         for to in [inside, inside_v6] {
             self.best_ping(HUT, to)?;
         }
@@ -369,7 +389,9 @@ impl Demo {
         while clock::now().duration_since(killed) < DEAD {
             self.interrupt.check()?;
             tried = self.try_to_leak(other, tried)?;
-            forged += self.forge()?;
+            if self.nftables {
+                forged += self.forge()?;
+            }
         }
         let seen = capture.stop()?;
         let arrived = listener.stop()?;
@@ -381,9 +403,14 @@ impl Demo {
         self.screen.good(format_args!(
             "hut tried {total} times in {ways} ways to send into the mesh: nothing left in the clear"
         ))?;
-        self.screen.good(format_args!(
-            "the switch sent it {forged} packets that pretend to be barn's: none came in"
-        ))?;
+        match self.nftables {
+            true => self.screen.good(format_args!(
+                "the switch sent it {forged} packets that pretend to be barn's: none came in"
+            ))?,
+            false => self.screen.note(
+                "without nftables nobody asks about sockets tied to a card, nor what comes in",
+            )?,
+        }
 
         let start = clock::now();
         self.nodes[HUT].start(&self.warrend)?;
@@ -518,15 +545,10 @@ impl Demo {
         best.with_context(|| format!("{from} lost a ping to {to}"))
     }
 
-    fn move_bulk(
-        &self,
-        to: IpAddr,
-        fill: &[u8],
-        time: (Duration, Option<Duration>),
-    ) -> anyhow::Result<traffic::Bulk> {
+    fn move_bulk(&self, to: IpAddr, fill: &[u8], pace: Pace) -> anyhow::Result<traffic::Bulk> {
         self.interrupt.check()?;
         let (hut, barn) = (&self.nodes[HUT].host, &self.nodes[BARN].host);
-        let moved = bulk(hut, barn, to, fill, time, self.interrupt.flag())?;
+        let moved = bulk(hut, barn, to, fill, pace, self.interrupt.flag())?;
         self.interrupt.check()?;
         Ok(moved)
     }
@@ -546,20 +568,25 @@ impl Demo {
     /// A round of every way past the tunnel, from hut.
     fn try_to_leak(&self, outside: IpAddr, mut tried: Tried) -> anyhow::Result<Tried> {
         let marker = self.marker.clone();
-        let card = self.nodes[HUT].card();
+        let nftables = self.nftables;
         let tried = self.nodes[HUT].host.enter(move || {
             let attempt = Attempt {
-                interface: card,
+                interface: stage::CARD,
                 fwmark: FWMARK,
                 marker: &marker,
             };
             // Two nodes, one that has no address yet, and both families.
             for to in [2, 3, 99].map(mesh_addresses).into_iter().flatten() {
                 attempt.to(to, &[Way::Plain], &mut tried);
-                attempt.to(to, &Way::AROUND, &mut tried);
+                match nftables {
+                    true => attempt.to(to, &Way::AROUND, &mut tried),
+                    false => attempt.to(to, &[Way::Marked], &mut tried),
+                }
             }
-            let [own, _] = mesh_addresses(1);
-            attempt.with_own_source(own, outside, &mut tried);
+            if nftables {
+                let [own, _] = mesh_addresses(1);
+                attempt.with_own_source(own, outside, &mut tried);
+            }
             tried
         })?;
         Ok(tried)

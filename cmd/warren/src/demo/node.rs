@@ -14,7 +14,7 @@ use warren_mesh::NodeName;
 use warren_state::StateDir;
 
 use super::interrupt::Interrupt;
-use super::stage::{self, CARD, DIRECTORY, Namespace, Switch};
+use super::stage::{self, DIRECTORY, Namespace, Switch};
 use crate::{args, clock, init, keys, sys};
 
 /// The mesh file of the demo.
@@ -187,11 +187,6 @@ impl Node {
         let log = fs::read_to_string(self.log_path()).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(LINES)..].join("\n")
-    }
-
-    /// Where others reach the node outside of the mesh.
-    pub(super) fn card(&self) -> &'static str {
-        CARD
     }
 }
 

@@ -114,28 +114,49 @@ pub(super) struct Bulk {
     pub(super) time: Duration,
 }
 
-/// Sends `fill` over and over to `address` by TCP, for a time, or until somebody says stop, and with
-/// a pause after each chunk if there is one.
+/// How bulk data is sent.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pace {
+    /// For how long.
+    pub(super) duration: Duration,
+    /// How much is written by one call.
+    pub(super) chunk: usize,
+    /// Between two calls, if not at once.
+    pub(super) pause: Option<Duration>,
+}
+
+impl Pace {
+    /// As fast as it goes.
+    pub(super) const fn full(duration: Duration) -> Self {
+        Self {
+            duration,
+            chunk: CHUNK,
+            pause: None,
+        }
+    }
+}
+
+/// Sends `fill` over and over to `address` by TCP, until it is time or somebody says stop.
 pub(super) fn bulk(
     from: &Namespace,
     to: &Namespace,
     address: IpAddr,
     fill: &[u8],
-    (duration, pause): (Duration, Option<Duration>),
+    pace: Pace,
     stop: &Arc<AtomicBool>,
 ) -> anyhow::Result<Bulk> {
     let listener = to.enter(move || TcpListener::bind(SocketAddr::new(address, 0)))??;
     let target = listener.local_addr()?;
     let receiver = to.thread(move || receive(&listener))?;
-    let chunk = fill.repeat(CHUNK.div_ceil(fill.len()));
+    let chunk = fill.repeat(pace.chunk.div_ceil(fill.len()));
     let stop = Arc::clone(stop);
     let sent = from.enter(move || -> io::Result<()> {
         let mut stream = TcpStream::connect_timeout(&target, Duration::from_secs(5))?;
         stream.set_write_timeout(Some(Duration::from_secs(5)))?;
         let start = clock::now();
-        while clock::now().duration_since(start) < duration && !stop.load(Ordering::Relaxed) {
+        while clock::now().duration_since(start) < pace.duration && !stop.load(Ordering::Relaxed) {
             stream.write_all(&chunk)?;
-            pause.into_iter().for_each(clock::pause);
+            pace.pause.into_iter().for_each(clock::pause);
         }
         Ok(())
     })?;

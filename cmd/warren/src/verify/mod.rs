@@ -34,7 +34,9 @@ use attempts::{Attempt, Tried, Way};
 /// How many pings each peer gets.
 const PINGS: u16 = 4;
 /// How long answers are waited for; a handshake may come first.
-const PATIENCE: Duration = Duration::from_millis(1500);
+const PATIENCE: Duration = Duration::from_millis(2500);
+/// After how long to say what is being waited for.
+const SILENCE: Duration = Duration::from_secs(1);
 /// How many peers are pinged at once, so that each has a size of its own.
 const AT_ONCE: usize = 32;
 /// The payload of the smallest ping.
@@ -192,7 +194,8 @@ fn ping_group(peers: &[Peer], marker: &[u8]) -> anyhow::Result<Vec<(PeerVerdict,
             endpoint: peer.endpoint,
             ..PeerVerdict::default()
         };
-        let echo = match (address, &peer.public_key) {
+        // A peer without an endpoint is sent nothing until it calls.
+        let echo = match (address, peer.endpoint) {
             (Some(address), Some(_)) => Some(Echo::new(address).map_err(not_root)?),
             _ => None,
         };
@@ -207,18 +210,25 @@ fn ping_group(peers: &[Peer], marker: &[u8]) -> anyhow::Result<Vec<(PeerVerdict,
             let _refused = echo.send(sequence, &bytes);
         }
     }
-    let until = clock::now() + PATIENCE;
-    while clock::now() < until {
-        let mut open = false;
+    let start = clock::now();
+    let mut silent = true;
+    loop {
+        let mut open = 0;
         for (peer, echo, _) in &mut group {
             let Some(echo) = echo else { continue };
             while echo.answer().is_some() {
                 peer.answered += 1;
             }
-            open |= peer.answered < PINGS;
+            open += u32::from(peer.answered < PINGS);
         }
-        if !open {
+        let waited = clock::now().duration_since(start);
+        if open == 0 || waited >= PATIENCE {
             break;
+        }
+        if silent && waited >= SILENCE {
+            silent = false;
+            let peers = if open == 1 { "peer" } else { "peers" };
+            output::note(format_args!("Waiting for answers of {open} {peers}."));
         }
         clock::pause(Duration::from_millis(5));
     }
