@@ -42,10 +42,11 @@ const LOADED: Rate = Rate {
     interval: Duration::from_millis(50),
     burst: 5,
 };
-/// Cookies that a source is given.
+/// Cookies that a source is given. One lasts for two minutes, so this is enough for a large site
+/// behind one address; a flood from many true addresses must not be answered message for message.
 const COOKIES: Rate = Rate {
-    interval: Duration::from_millis(2),
-    burst: 400,
+    interval: Duration::from_millis(20),
+    burst: 200,
 };
 
 /// What becomes of a handshake message.
