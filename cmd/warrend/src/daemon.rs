@@ -492,15 +492,10 @@ fn consider(
 /// What this node should be, given what is around it now.
 fn plan(args: &Run, mesh: &Mesh, host: &mut Host, resolved: &Resolved) -> Result<Plan, String> {
     let alone = mesh.plan(&args.node, resolved, &Surroundings::default())?;
-    let mut surroundings = host.surroundings(&alone.host).unwrap_or_else(|error| {
+    let surroundings = host.surroundings(&alone.host).unwrap_or_else(|error| {
         tracing::warn!(%error, "what is around the tunnel is not known");
         Surroundings::default()
     });
-    // What another file called the tunnel is no part of what is around it.
-    let ours = &host.owned().claims;
-    surroundings
-        .addresses
-        .retain(|_, interface| !ours.iter().any(|claim| claim.interface == *interface));
     mesh.plan(&args.node, resolved, &surroundings)
 }
 

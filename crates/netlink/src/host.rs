@@ -181,6 +181,13 @@ impl Host {
         surroundings
             .resolvers
             .retain(|resolver| !resolver.is_loopback());
+        // What another configuration called the tunnel is no part of what is around it.
+        let ours = |interface: &String| {
+            (self.owned.claims.iter()).any(|claim| claim.interface == *interface)
+        };
+        surroundings
+            .addresses
+            .retain(|_, interface| !ours(interface));
         Ok(surroundings)
     }
 
