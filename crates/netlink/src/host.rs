@@ -209,7 +209,7 @@ impl Host {
         self.stale = false;
         let mut observed = self.observe(config)?;
         if !self.owned.claims.contains(&claim) {
-            let occupied = occupied(&observed, config);
+            let occupied = occupied(&observed, config, &self.owned);
             if !occupied.is_empty() {
                 return Err(HostError::Occupied(occupied));
             }

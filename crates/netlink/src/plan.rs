@@ -382,16 +382,25 @@ pub enum Occupied {
     Nftables(String),
 }
 
-/// Looks for what is in the way of a claim that is not recorded yet.
-pub fn occupied(observed: &Observed, config: &HostConfig) -> Vec<Occupied> {
+/// Looks for what is in the way of a claim that is not recorded yet. What is on record as ours under
+/// other names is not: whoever renames one keeps the rest.
+pub fn occupied(observed: &Observed, config: &HostConfig, owned: &Owned) -> Vec<Occupied> {
     let mut found = Vec::new();
     let claim = Claim::of(config);
     let link = tunnel(observed, &config.interface);
     if link.is_none() && observed.link(&config.interface).is_some() {
         found.push(Occupied::Interface(config.interface.clone()));
     }
+    let recorded = |interface| {
+        (owned.claims.iter())
+            .filter(|claim| claim.table == config.table)
+            .filter_map(|claim| tunnel(observed, &claim.interface))
+            .any(|link| link.index == interface)
+    };
     let ours = |route: &Route| match route.kind {
-        RouteKind::Unicast(interface) => link.is_some_and(|link| link.index == interface),
+        RouteKind::Unicast(interface) => {
+            link.is_some_and(|link| link.index == interface) || recorded(interface)
+        }
         RouteKind::Blackhole => route.metric == BLACKHOLE_METRIC,
         RouteKind::Other(_) => false,
     };
@@ -405,8 +414,14 @@ pub fn occupied(observed: &Observed, config: &HostConfig) -> Vec<Occupied> {
             route: Box::new(*route),
         });
     }
+    let is_table = |table| {
+        let mut claims = owned.claims.iter();
+        table == config.table
+            || claims
+                .any(|claim| claim.table == table && claim.rule_priority == config.rule_priority)
+    };
     let another = |rule: &&Rule| {
-        let to_table = matches!(rule.action, Action::Lookup { table, .. } if table == config.table);
+        let to_table = matches!(rule.action, Action::Lookup { table, .. } if is_table(table));
         rule.priority == config.rule_priority && is_ours(rule, config.rule_priority) && !to_table
     };
     if let Some(rule) = observed.rules.iter().find(another) {

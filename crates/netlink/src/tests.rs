@@ -384,7 +384,7 @@ fn an_interface_of_that_name_that_is_no_tun_is_left_alone() {
     model.converge(&Owned::default());
     assert_eq!(model.observed.links, before.links);
     assert_eq!(model.observed.addresses, before.addresses);
-    let occupied = occupied(&before, &config());
+    let occupied = occupied(&before, &config(), &Owned::default());
     assert_eq!(occupied, [Occupied::Interface("warren0".to_owned())]);
 }
 
@@ -440,7 +440,7 @@ fn rules_and_routes_of_others_are_left_alone() {
 fn a_routing_table_preference_or_nftables_table_in_use_by_others_is_named() {
     let mut model = Model::bare(config());
     Damage::ForeignRoute.befall(&mut model);
-    let found = occupied(&model.observed, &config());
+    let found = occupied(&model.observed, &config(), &Owned::default());
     assert!(
         matches!(found[..], [Occupied::RoutingTable { table: 51820, .. }]),
         "{found:?}"
@@ -460,21 +460,37 @@ fn a_routing_table_preference_or_nftables_table_in_use_by_others_is_named() {
         .observed
         .tables
         .insert(table.name.clone(), Found::of(&table));
-    let found = occupied(&model.observed, &config());
+    let found = occupied(&model.observed, &config(), &Owned::default());
     assert_eq!(found, [Occupied::Nftables("warren-warren0".to_owned())]);
 
     let mut model = Model::bare(config());
     let mut other = config();
     other.table = 999;
     model.observed.rules = fence::rules(&other, Family::V4);
-    let found = occupied(&model.observed, &config());
+    let found = occupied(&model.observed, &config(), &Owned::default());
     assert!(
         matches!(found[..], [Occupied::Preference { priority: 98, .. }]),
         "{found:?}"
     );
 
     // What is left of a run whose record is lost is ours by its shape.
-    assert_eq!(occupied(&Model::whole().observed, &config()), []);
+    let whole = Model::whole().observed;
+    assert_eq!(occupied(&whole, &config(), &Owned::default()), []);
+}
+
+#[test]
+fn what_is_ours_under_another_name_is_not_in_the_way_of_a_new_one() {
+    let whole = Model::whole().observed;
+    let owned = Owned {
+        claims: [Claim::of(&config())].into(),
+    };
+    let (mut interface, mut table) = (config(), config());
+    interface.interface = "mesh1".to_owned();
+    table.table = 999;
+    for renamed in [interface, table] {
+        assert_ne!(occupied(&whole, &renamed, &Owned::default()), []);
+        assert_eq!(occupied(&whole, &renamed, &owned), []);
+    }
 }
 
 #[test]
