@@ -74,10 +74,17 @@ impl Daemon {
         status::ask(&self.socket, AT_ONCE).ok()
     }
 
+    /// From now on it is asked under the name of another interface.
+    pub fn renamed(&mut self, node: &Node, interface: &str) {
+        self.socket = node.host.file(&format!("/run/warren/{interface}.sock"));
+    }
+
     /// Waits until its status is so.
     #[track_caller]
     pub fn wait(&self, what: &str, at_most: Duration, is_so: impl Fn(&Status) -> bool) -> Duration {
-        patiently(what, at_most, || is_so(&self.status()))
+        patiently(what, at_most, || {
+            self.ask().is_some_and(|status| is_so(&status))
+        })
     }
 
     /// What it knows of a peer.
@@ -124,25 +131,33 @@ impl Host {
 /// This checkout's `warrend`, built with the tests' profile; the variable `WARREND` names another.
 pub fn warrend() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        if let Some(path) = env::var_os("WARREND") {
-            return path.into();
-        }
-        // TARGET/PROFILE/deps/THIS-TEST
-        let this = env::current_exe().expect("a test is a file");
-        let directory = (this.ancestors().nth(2)).expect("it is in a target directory");
-        let profile = match directory.file_name().and_then(|name| name.to_str()) {
-            Some("debug") => "dev",
-            Some(profile) => profile,
-            None => panic!("{} is no target directory", directory.display()),
-        };
-        let built = Command::new(env!("CARGO"))
-            .args(["build", "--quiet", "--package", "warrend"])
-            .args(["--profile", profile, "--target-dir"])
-            .arg(directory.parent().expect("a target directory"))
-            .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."))
-            .status();
-        assert!(built.expect("cargo runs").success(), "it does not build");
-        directory.join("warrend")
-    })
+    BUILT.get_or_init(|| built("warrend", "WARREND"))
+}
+
+/// This checkout's `warren`, likewise; the variable `WARREN` names another.
+pub fn warren() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| built("warren", "WARREN"))
+}
+
+fn built(package: &str, variable: &str) -> PathBuf {
+    if let Some(path) = env::var_os(variable) {
+        return path.into();
+    }
+    // TARGET/PROFILE/deps/THIS-TEST
+    let this = env::current_exe().expect("a test is a file");
+    let directory = (this.ancestors().nth(2)).expect("it is in a target directory");
+    let profile = match directory.file_name().and_then(|name| name.to_str()) {
+        Some("debug") => "dev",
+        Some(profile) => profile,
+        None => panic!("{} is no target directory", directory.display()),
+    };
+    let built = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--package", package])
+        .args(["--profile", profile, "--target-dir"])
+        .arg(directory.parent().expect("a target directory"))
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."))
+        .status();
+    assert!(built.expect("cargo runs").success(), "it does not build");
+    directory.join(package)
 }

@@ -20,7 +20,7 @@ mod network;
 mod traffic;
 mod wiretap;
 
-pub use daemon::{Daemon, SOCKET, warrend};
+pub use daemon::{Daemon, SOCKET, warren, warrend};
 pub use host::{Host, Run, patiently};
 pub use network::{Network, Node};
 pub use traffic::{Arrivals, Flood, Flow, PORT, TEXT};

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use warren_config::PresharedKey;
 use warren_state::StateDir;
-use warren_tests_mesh::{Daemon, Flow, Network, Node, patiently};
+use warren_tests_mesh::{Daemon, Flood, Flow, Network, Node, Run, SOCKET, patiently, warren};
 
 const AT_ONCE: Duration = Duration::from_secs(5);
 /// More than twice the interval at which daemons tell each other which file they run.
@@ -248,5 +248,87 @@ fn nodes_that_run_different_files_name_each_other() {
     fs::write(&other, text).expect("a scratch directory");
     for (daemon, peer) in daemons.iter().zip(["b", "a"]) {
         daemon.wait("they agree", TOLD, |_| daemon.peer(peer).problem.is_none());
+    }
+}
+
+#[test]
+fn an_interface_that_the_file_renames_takes_fence_and_status_with_it() {
+    let network = Network::new();
+    let Network { a, b, .. } = &network;
+    let mut daemons = [a, b].map(Daemon::start);
+    assert!(a.host.reaches(&b.v4()));
+    let wiretap = network.wiretap();
+    let flood = Flood::start(&a.host, &b.addresses());
+    let renamed = "[mesh]\ninterface = \"burrow0\"";
+    network.write(
+        &network
+            .mesh_of(&["a", "b", "c"])
+            .replacen("[mesh]", renamed, 1),
+    );
+    for (daemon, node) in daemons.iter_mut().zip([a, b]) {
+        daemon.renamed(node, "burrow0");
+        daemon.wait("it is there under its new name", 2 * AT_ONCE, |status| {
+            status.node.up && status.problems.is_empty()
+        });
+        patiently("nothing is left of the old name", AT_ONCE, || {
+            !node.host.file(SOCKET).exists()
+                && !node.host.attempt("ip link show warren0").success
+                && !node.host.run("nft list tables").contains("warren0")
+        });
+    }
+    patiently("b is reached", 2 * AT_ONCE, || a.host.reaches(&b.v4()));
+    flood.go_on();
+    flood.stop();
+    drop(daemons);
+    wiretap.stop().assert_closed();
+}
+
+#[test]
+fn plan_shows_what_the_daemon_does_and_refuses_what_it_refuses() {
+    let network = Network::new();
+    let a = &network.a;
+    let file = network.scratch().join("next.toml");
+    let plan = |text: &str| {
+        fs::write(&file, text).expect("a scratch directory");
+        let mut command = a.host.command(warren());
+        command
+            .arg("plan")
+            .arg(&file)
+            .args(["--node", "a", "--state"]);
+        Run::from(command.arg(&a.state))
+    };
+    let good = network.mesh_of(&["a", "b", "c"]);
+    let before = plan(&good);
+    assert!(
+        before.success && before.stdout.contains("10.77.0.2/32"),
+        "{before}"
+    );
+
+    let daemon = Daemon::start(a);
+    let same = plan(&good);
+    assert!(
+        same.success && same.stdout.contains("changes nothing"),
+        "{same}"
+    );
+    let more = plan(&network.mesh_of(&["a", "b", "c", "d"]));
+    assert!(
+        more.success && more.stdout.contains("10.77.0.4/32"),
+        "{more}"
+    );
+    assert!(!more.stdout.contains("10.77.0.2/32"), "{more}");
+
+    // An address of the underlay: the daemon's very sentence.
+    let over = "\"10.77.0.0/16\", \"192.0.2.0/25\"";
+    let bad = good.replacen("\"10.77.0.0/16\"", over, 1);
+    let refused = plan(&bad);
+    network.write(&bad);
+    daemon.wait("it is refused", AT_ONCE, |status| {
+        !status.problems.is_empty()
+    });
+    let problems = daemon.status().problems;
+    assert!(!refused.success);
+    for problem in problems {
+        let (_, sentence) = problem.split_once(": ").expect("a place and a sentence");
+        assert!(refused.stderr.contains(sentence), "{sentence} in {refused}");
     }
 }
