@@ -2,16 +2,18 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use warren_config::{AllowedIpChange, PeerChange, PublicKey};
-use warren_engine::{Control, Timestamps};
+use warren_config::{AllowedIpChange, DeviceChange, PeerChange, PrivateKey, PublicKey};
+use warren_engine::{Control, Entropy, Router, Timestamps};
 use warren_tests_simulation::node::{Batches, Done, Node, flight, wall};
 use warren_tests_simulation::packet::{self, Flow};
 use warren_tests_simulation::{Insider, Random};
+use warren_wireguard::messages::{self, Handshake, Message};
 use warren_wireguard::time::{Instant, Tai64n};
+use warren_wireguard::{Identity, open_initiation};
 
 const START: Instant = Instant::from_nanos(1_000_000_000);
 
@@ -27,6 +29,11 @@ fn everything_behind(peer: PublicKey) -> PeerChange {
 
 /// The host sends a packet to the peer of [`everything_behind`].
 fn send_one(node: &mut Node, batches: &mut Batches, now: Instant) -> Done {
+    push_one(batches);
+    node.outbound(batches, now)
+}
+
+fn push_one(batches: &mut Batches) {
     let flow = Flow {
         source: "10.0.1.1".parse().expect("an address"),
         destination: "10.9.0.1".parse().expect("an address"),
@@ -34,7 +41,6 @@ fn send_one(node: &mut Node, batches: &mut Batches, now: Instant) -> Done {
     };
     let (header, packet) = packet::build(flow, 1, 1, 100);
     batches.push_read(header, &packet);
-    node.outbound(batches, now)
 }
 
 fn arrive(node: &mut Node, batches: &mut Batches, from: SocketAddr, bytes: &[u8], now: Instant) {
@@ -161,9 +167,9 @@ fn a_key_that_was_missing_is_used_at_once() {
     let mut node = Node::new(1, random.fork());
     let mut batches = Batches::new();
     let key = node.key.clone();
-    let set = |key| warren_config::DeviceChange {
+    let set = |key| DeviceChange {
         private_key: Some(key),
-        ..warren_config::DeviceChange::default()
+        ..DeviceChange::default()
     };
     node.apply(&set(None), START);
     node.set_peers(
@@ -176,4 +182,64 @@ fn a_key_that_was_missing_is_used_at_once() {
     node.apply(&set(Some(key)), START);
     send_one(&mut node, &mut batches, START);
     assert_eq!(node.tick(START).datagrams().count(), 1);
+}
+
+/// Random bytes, and something that happens when so many have been asked for at once.
+struct Interrupted {
+    random: Random,
+    at: usize,
+    then: Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>,
+}
+
+impl Entropy for Interrupted {
+    fn fill(&mut self, bytes: &mut [u8]) {
+        self.random.fill(bytes);
+        if bytes.len() == self.at
+            && let Some(then) = self.then.lock().expect("nobody panicked").take()
+        {
+            then();
+        }
+    }
+}
+
+#[test]
+fn an_initiation_that_a_change_of_key_overtakes_is_made_anew_at_once() {
+    let mut random = Random::new(6);
+    let then = Arc::default();
+    let entropy = Interrupted {
+        random: random.fork(),
+        // The ephemeral key of the initiation.
+        at: 32,
+        then: Arc::clone(&then),
+    };
+    let router = Arc::new(Router::new(1420, Box::new(|| {}), Box::new(entropy)));
+    let [old, new, theirs] = [(); 3].map(|()| PrivateKey::from_bytes(random.key()));
+    let set = |key: &PrivateKey| DeviceChange {
+        private_key: Some(Some(key.clone())),
+        ..DeviceChange::default()
+    };
+    router.apply(&set(&old), START);
+    let peer = PeerChange {
+        persistent_keepalive: Some(25),
+        ..everything_behind(theirs.public())
+    };
+    let peers = DeviceChange {
+        peers: vec![peer],
+        ..DeviceChange::default()
+    };
+    router.apply(&peers, START);
+    let (changed, change) = (Arc::clone(&router), set(&new));
+    *then.lock().expect("nobody panicked") = Some(Box::new(move || changed.apply(&change, START)));
+
+    let mut control = Control::new(Timestamps::forgetful());
+    let mut done = Done::default();
+    while router.tick(&mut control, START, wall(START), &mut done) {}
+    let sent: Vec<_> = done.datagrams().map(|(_, bytes)| bytes.to_vec()).collect();
+    assert_eq!(sent.len(), 1);
+    let Ok(Message::Handshake(Handshake::Initiation(initiation))) = messages::parse(&sent[0])
+    else {
+        panic!("it is an initiation");
+    };
+    let from = open_initiation(&Identity::new(theirs), initiation).expect("it is for them");
+    assert_eq!(from.static_key(), &new.public());
 }

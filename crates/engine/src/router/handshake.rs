@@ -269,14 +269,24 @@ impl Router {
             self.indices.retire(index);
             return;
         };
-        peer.lock_quietly(&self.agenda)
-            .initiation_created(in_flight, now);
+        {
+            let mut state = peer.lock_quietly(&self.agenda);
+            if !self.is_still(identity) {
+                // Nobody would take the response for ours: begin anew as who this device is now.
+                state.expire_sessions();
+                state.rekey(now);
+                drop(state);
+                self.indices.retire(index);
+                return;
+            }
+            state.initiation_created(in_flight, now);
+        }
         peer.tx_bytes
             .fetch_add(initiation.len() as u64, Ordering::Relaxed);
         put(&initiation, &ticket.endpoint(), peer.id().0, out, edges);
     }
 
-    /// Whether this device is who it was when a message came. To be asked with the peer locked: a
+    /// Whether this device is who it was when a message came, or was begun. To be asked with the peer locked: a
     /// change of identity ends every session after it took effect, so none slips in behind it.
     fn is_still(&self, identity: &Arc<Identity>) -> bool {
         let tables = self.tables.load();
