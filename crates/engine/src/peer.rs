@@ -68,6 +68,7 @@ impl PeerHandle {
             state,
             staged_bytes,
             quiet: false,
+            waker: Waker { agenda, due: false },
         }
     }
 
@@ -78,7 +79,9 @@ impl PeerHandle {
         self.removed.store(true, Ordering::Relaxed);
         state.stop();
         drop(state);
-        agenda.add(self);
+        if agenda.enlist(self) {
+            agenda.wake();
+        }
     }
 
     /// Whether the peer is no longer configured. Exact only while the peer is locked.
@@ -128,6 +131,22 @@ pub(crate) struct PeerGuard<'a> {
     /// What the peer held staged when it was locked.
     staged_bytes: usize,
     quiet: bool,
+    /// Behind the lock, since fields are dropped in their order: control is woken when it is free.
+    waker: Waker<'a>,
+}
+
+/// Wakes control when it is dropped, if that is due.
+struct Waker<'a> {
+    agenda: &'a Agenda,
+    due: bool,
+}
+
+impl Drop for Waker<'_> {
+    fn drop(&mut self) {
+        if self.due {
+            self.agenda.wake();
+        }
+    }
 }
 
 impl Deref for PeerGuard<'_> {
@@ -156,7 +175,7 @@ impl Drop for PeerGuard<'_> {
             .next_deadline()
             .map_or(UNARMED, Instant::as_nanos);
         if self.state.attention() || deadline < self.handle.armed.load(Ordering::Relaxed) {
-            self.agenda.add(self.handle);
+            self.waker.due = self.agenda.enlist(self.handle);
         }
     }
 }
@@ -187,15 +206,17 @@ impl Agenda {
         self.staged_bytes.load(Ordering::Relaxed)
     }
 
-    /// Adds a peer once; the agenda never holds more than there are peers.
-    fn add(&self, peer: &Arc<PeerHandle>) {
-        if !peer.on_agenda.swap(true, Ordering::AcqRel) {
+    /// Adds a peer once; the agenda never holds more than there are peers. Answers whether it is
+    /// new there, and control is to be woken.
+    fn enlist(&self, peer: &Arc<PeerHandle>) -> bool {
+        let new = !peer.on_agenda.swap(true, Ordering::AcqRel);
+        if new {
             self.peers
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .push_back(Arc::clone(peer));
-            self.wake();
         }
+        new
     }
 
     /// Takes up to `most` of the peers on the agenda into `due`, those first that wait for longest.

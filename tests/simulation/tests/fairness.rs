@@ -3,11 +3,12 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock, Weak, mpsc};
+use std::thread;
 use std::time::Duration;
 
 use warren_config::{AllowedIpChange, DeviceChange, PeerChange, PrivateKey, PublicKey};
-use warren_engine::{Control, Entropy, Router, Timestamps};
+use warren_engine::{Control, Entropy, Outbound, Router, Timestamps};
 use warren_tests_simulation::node::{Batches, Done, Node, flight, wall};
 use warren_tests_simulation::packet::{self, Flow};
 use warren_tests_simulation::{Insider, Random};
@@ -242,4 +243,35 @@ fn an_initiation_that_a_change_of_key_overtakes_is_made_anew_at_once() {
     };
     let from = open_initiation(&Identity::new(theirs), initiation).expect("it is for them");
     assert_eq!(from.static_key(), &new.public());
+}
+
+#[test]
+fn control_is_woken_when_the_peer_is_free_for_it() {
+    let mut random = Random::new(7);
+    let device: Arc<OnceLock<Weak<Router>>> = Arc::default();
+    let woken = Arc::clone(&device);
+    let wake = move || {
+        let Some(router) = woken.get().and_then(Weak::upgrade) else {
+            return;
+        };
+        let (answer, answered) = mpsc::channel();
+        // Locks every peer.
+        thread::spawn(move || answer.send(router.status(START, wall(START)).peers.len()));
+        let peers = answered.recv_timeout(Duration::from_secs(10));
+        assert_eq!(peers.ok(), Some(1), "the peer is locked");
+    };
+    let router = Arc::new(Router::new(1420, Box::new(wake), Box::new(random.fork())));
+    let peers = DeviceChange {
+        peers: vec![everything_behind(PublicKey::from_bytes(random.key()))],
+        ..DeviceChange::default()
+    };
+    router.apply(&peers, START);
+    device.set(Arc::downgrade(&router)).expect("it was not set");
+
+    let mut batches = Batches::new();
+    push_one(&mut batches);
+    let mut done = Done::default();
+    let Batches { read, send, .. } = &mut batches;
+    router.outbound(&mut Outbound::new(), read, send, START, &mut done);
+    assert!(done.sent.is_empty(), "an initiation is due");
 }
