@@ -3,7 +3,7 @@
 //! A drop is counted in the batch's own [`Tally`] and added to the shared [`Drops`] once per
 //! batch, so that a flood does not make the workers fight over a cache line per packet.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $variant:ident => $name:literal,)+) => {

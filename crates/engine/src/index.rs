@@ -6,11 +6,12 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 
 use warren_wireguard::Session;
 
 use crate::peer::PeerHandle;
+use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Shards of the table, so that handshakes of many peers do not hold up each other's data.
 const SHARDS: usize = 16;

@@ -3,9 +3,10 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{PoisonError, RwLock};
+use std::sync::PoisonError;
 
 use crate::peer::PeerId;
+use crate::sync::RwLock;
 
 /// The endpoints of peers that authenticated from there, one for each peer.
 ///

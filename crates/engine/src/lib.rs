@@ -27,6 +27,7 @@ mod peer;
 mod poll;
 mod router;
 mod shared;
+mod sync;
 mod tables;
 mod worker;
 

@@ -21,10 +21,8 @@ mod seal;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError};
 
-use arc_swap::ArcSwap;
 use warren_config::PublicKey;
 use warren_packet::batch::{SendBatch, Source};
 use warren_packet::vnet;
@@ -38,6 +36,8 @@ use crate::drops::{Drops, Reason};
 use crate::index::IndexTable;
 use crate::known::KnownEndpoints;
 use crate::peer::{Agenda, PeerHandle};
+use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use crate::sync::{ArcSwap, Mutex, RwLock};
 use crate::tables::Tables;
 use handshake::Door;
 

@@ -19,7 +19,8 @@ pub struct Insider {
     identity: Arc<Identity>,
     shared: StaticShared,
     peer: Peer,
-    session: Option<Arc<Session>>,
+    /// Every session that it ever had; the last is the one that it seals with.
+    sessions: Vec<Arc<Session>>,
     clock: Tai64nClock,
     random: Random,
     /// The next counter.
@@ -39,7 +40,7 @@ impl Insider {
             identity,
             shared,
             peer,
-            session: None,
+            sessions: Vec::new(),
             clock: Tai64nClock::without_ceiling(),
             random,
             counter: 0,
@@ -84,13 +85,13 @@ impl Insider {
             .peer
             .response_received(session, from, now)
             .expect("it comes once");
-        self.session = Some(session);
+        self.sessions.push(session);
         self.counter = 0;
     }
 
     /// Seals anything, with the next counter.
     pub fn seal(&mut self, plaintext: &[u8]) -> Vec<u8> {
-        let session = self.session.as_ref().expect("a session");
+        let session = self.sessions.last().expect("a session");
         let mut record = vec![0; DATA_HEADER + plaintext.len() + TAG];
         record[DATA_HEADER..][..plaintext.len()].copy_from_slice(plaintext);
         messages::write_data_header(&mut record, session.remote_index(), self.counter);
@@ -102,17 +103,23 @@ impl Insider {
         record
     }
 
-    /// Opens a data message.
+    /// Opens a data message of any of its sessions.
     pub fn open(&self, datagram: &[u8]) -> Vec<u8> {
-        let Ok(Message::Data { counter, .. }) = messages::parse(datagram) else {
+        let Ok(Message::Data {
+            receiver, counter, ..
+        }) = messages::parse(datagram)
+        else {
             panic!("it is no data message");
         };
+        let session = self
+            .sessions
+            .iter()
+            .find(|session| session.local_index() == receiver)
+            .expect("a session of its own");
         let mut record = datagram.to_vec();
         let mut opened = Vec::new();
         let len = record.len();
-        self.session
-            .as_ref()
-            .expect("a session")
+        session
             .opening()
             .open_run(&[counter], &mut record, len, DATA_HEADER, &mut opened);
         assert_eq!(opened, [Ok(())]);

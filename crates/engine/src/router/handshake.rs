@@ -8,8 +8,7 @@
 //! held before and after them, never during.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use warren_packet::batch::{Ecn, SendBatch, Transmit};
 use warren_wireguard::messages::{
@@ -22,6 +21,8 @@ use super::{Edges, Router, source_of};
 use crate::drops::Reason;
 use crate::limits::{HANDSHAKE_QUEUE, HANDSHAKE_QUEUE_KNOWN};
 use crate::peer::PeerHandle;
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::tables::Tables;
 
 /// TOS of handshake messages: AF41, as in the kernel's driver, without a mark of congestion.
