@@ -26,6 +26,7 @@ impl Copy {
     /// Copies this checkout's binaries, built with the tests' profile.
     pub fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
+        let built = built();
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("wdm-{}-{count}", std::process::id());
         let directory = env::temp_dir().join(name);
@@ -33,7 +34,7 @@ impl Copy {
         let open = fs::Permissions::from_mode(0o755);
         fs::set_permissions(&directory, open).expect("it is ours");
         for binary in ["warren", "warrend"] {
-            fs::copy(built().join(binary), directory.join(binary)).expect("it was built");
+            fs::copy(built.join(binary), directory.join(binary)).expect("it was built");
         }
         Self { directory }
     }
