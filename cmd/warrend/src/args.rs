@@ -122,3 +122,25 @@ pub(crate) struct State {
     )]
     pub(crate) directory: PathBuf,
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn a_node_is_run_unless_something_else_is_asked_for() {
+        Args::command().debug_assert();
+        let parse = |line: &str| Args::try_parse_from(line.split(' '));
+        let run = parse("warrend --mesh m.toml --node hut").expect("it is enough");
+        assert!(run.command.is_none() && run.run.into_run().is_some());
+        for line in ["uninstall", "fence --load", "man dir", "completions zsh"] {
+            let other = parse(&format!("warrend {line}")).expect(line);
+            assert!(other.command.is_some() && other.run.into_run().is_none());
+        }
+        for line in ["warrend", "warrend --mesh m.toml", "warrend fence"] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+}
