@@ -185,11 +185,13 @@ fn a_key_that_was_missing_is_used_at_once() {
     assert_eq!(node.tick(START).datagrams().count(), 1);
 }
 
+type Happening = Box<dyn FnOnce() + Send>;
+
 /// Random bytes, and something that happens when so many have been asked for at once.
 struct Interrupted {
     random: Random,
     at: usize,
-    then: Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>,
+    then: Arc<Mutex<Option<Happening>>>,
 }
 
 impl Entropy for Interrupted {
