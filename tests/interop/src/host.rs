@@ -139,20 +139,25 @@ impl Drop for Host {
 
 /// Joins two hosts by a cable: an interface `eth0` on both with these addresses.
 pub fn connect(left: (&Host, &[&str]), right: (&Host, &[&str])) {
+    connect_as("eth0", left, right);
+}
+
+/// As [`connect`], with another name for the interface on both.
+pub fn connect_as(interface: &str, left: (&Host, &[&str]), right: (&Host, &[&str])) {
     let peer = right.0.pid;
     // The far end is put where it belongs as it is made, seen from outside of both.
     let status = Command::new("nsenter")
         .args(["--target", &left.0.pid.to_string(), "--net", "--"])
-        .args(["ip", "link", "add", "eth0", "type", "veth"])
-        .args(["peer", "name", "eth0", "netns", &peer.to_string()])
+        .args(["ip", "link", "add", interface, "type", "veth"])
+        .args(["peer", "name", interface, "netns", &peer.to_string()])
         .status();
     assert!(status.expect("ip is installed").success());
     for (host, addresses) in [left, right] {
         for address in addresses {
             let nodad = if address.contains(':') { "nodad" } else { "" };
-            host.run(&format!("ip address add {address} dev eth0 {nodad}"));
+            host.run(&format!("ip address add {address} dev {interface} {nodad}"));
         }
-        host.run("ip link set eth0 up");
+        host.run(&format!("ip link set {interface} up"));
     }
 }
 

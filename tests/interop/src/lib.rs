@@ -9,5 +9,5 @@
 mod host;
 mod programs;
 
-pub use host::{Host, Run, connect, patiently};
+pub use host::{Host, Run, connect, connect_as, patiently};
 pub use programs::{boringtun, warren_wg, wireguard_go};
