@@ -159,7 +159,10 @@ fn after_a_kill_it_starts_again_beside_the_stale_socket() {
     assert!(start(&host, "wg0").success);
     host.run("wg set wg0 listen-port 7");
     stop(&host, "KILL");
-    patiently("the interface goes", || !host.has_interface("wg0"));
+    // A process that is killed lets go of its descriptors one after the other.
+    patiently("the process and its interface go", || {
+        host.processes("warren-wg").is_empty() && !host.has_interface("wg0")
+    });
     assert!(
         host.exists("/var/run/wireguard/wg0.sock"),
         "nobody could remove it"
