@@ -201,6 +201,18 @@ fn prefixes_move_between_peers_while_traffic_flows() {
 }
 
 #[test]
+fn a_port_that_the_system_chose_can_be_asked_for() {
+    // As `wg showconf` and `wg syncconf` of a device without a port of its own do it.
+    let ends = Tunnel::new(Program::Warren, Program::Warren, Outer::V4);
+    assert!(ends.caller.reaches("10.9.0.2"));
+    let chosen = ends.caller.run("wg show wg0 listen-port");
+    ends.caller
+        .run(&format!("wg set wg0 listen-port {}", chosen.trim()));
+    assert_eq!(ends.caller.run("wg show wg0 listen-port"), chosen);
+    assert!(ends.caller.reaches("10.9.0.2"));
+}
+
+#[test]
 fn down_and_up_again_carries_on() {
     let ends = Tunnel::new(Program::Warren, Program::WireguardGo, Outer::V4);
     for _ in 0..3 {

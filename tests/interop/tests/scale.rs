@@ -3,8 +3,44 @@
 use std::fmt::Write as _;
 use std::process::Stdio;
 
-use warren_config::PrivateKey;
+use warren_config::{PrivateKey, PublicKey};
 use warren_tests_interop::{Host, Run, connect, patiently, warren_wg};
+
+#[test]
+fn ten_thousand_peers_come_change_and_go_in_seconds() {
+    let host = Host::new();
+    assert!(start(&host, "wg0").success);
+    host.run("ip link set wg0 up");
+    let mut configuration = "[Interface]\nListenPort = 51820\n".to_owned();
+    for n in 0..10_000u32 {
+        let [a, b, c, d] = n.to_be_bytes();
+        let mut bytes = [9; 32];
+        bytes[..4].copy_from_slice(&[a, b, c, d]);
+        let key = PublicKey::from_bytes(bytes);
+        writeln!(
+            configuration,
+            "[Peer]\nPublicKey = {key}\nAllowedIPs = 10.0.{c}.{d}/32"
+        )
+        .expect("a string takes everything");
+    }
+    // Again, because a change of peers that are there is another path than adding them.
+    for command in ["setconf", "setconf", "syncconf", "addconf"] {
+        host.shell(
+            &format!("timeout 10 wg {command} wg0 /dev/stdin"),
+            &configuration,
+        );
+        assert_eq!(
+            host.run("wg show wg0 peers").lines().count(),
+            10_000,
+            "{command}"
+        );
+    }
+    host.shell(
+        "timeout 10 wg syncconf wg0 /dev/stdin",
+        "[Interface]\nListenPort = 51820\n",
+    );
+    assert_eq!(host.run("wg show wg0 peers"), "");
+}
 
 #[test]
 fn two_hundred_peers_behind_one_address_shake_hands() {
