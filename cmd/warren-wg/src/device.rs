@@ -187,6 +187,10 @@ fn describe(engine: &Engine) -> Status {
     status.node.interface = report.interface;
     status.node.up = report.up;
     status.node.mtu = report.mtu;
+    status.problems.extend(
+        (report.unbound)
+            .map(|why| format!("the interface is up, but its peers cannot be reached: {why}")),
+    );
     status.node.workers = u32::try_from(report.workers).unwrap_or(u32::MAX);
     let features = report.features.into_iter();
     status.features = features

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use warren_config::{DeviceChange, DeviceStatus};
 use warren_packet::coalesce::Merge;
 use warren_tun::{Device, LinkEvent, Links};
 use warren_udp::{BindError, Pair};
+use warren_wireguard::time::Instant;
 
 use crate::clock;
 use crate::poll::{Poller, Timer, Wake};
@@ -108,6 +110,9 @@ pub struct Report {
     pub interface: String,
     /// Whether the interface is up.
     pub up: bool,
+    /// Why there is no UDP socket although the interface is up, so that no peer is reached, in a
+    /// sentence. It is tried for again each second.
+    pub unbound: Option<String>,
     /// MTU of the interface, in bytes.
     pub mtu: u32,
     /// How many workers there are.
@@ -136,6 +141,8 @@ struct Net {
     listen_port: u16,
     fwmark: u32,
     up: bool,
+    /// Why there are no sockets although the interface is up.
+    unbound: Option<String>,
     workers: usize,
 }
 
@@ -181,6 +188,7 @@ impl Engine {
             listen_port: 0,
             fwmark: 0,
             up,
+            unbound: None,
         }));
 
         let engine = Self {
@@ -189,9 +197,8 @@ impl Engine {
             threads: Mutex::default(),
         };
         if up {
-            // An interface that is up already when its daemon starts wants a port at once. That
-            // any port can be had fails only where UDP does; the next change tells.
-            let _unbound = lock(&net).open(&shared);
+            // An interface that is up already when its daemon starts wants a port at once.
+            lock(&net).came_up(&shared);
         } else {
             shared.router.stop();
         }
@@ -226,6 +233,7 @@ impl Engine {
             links,
             queue: Arc::clone(&queues[0]),
             timestamps,
+            reopen: None,
         };
         engine.spawn("warren-control".to_owned(), move || steward.run())?;
         Ok(engine)
@@ -325,6 +333,7 @@ impl Engine {
         Report {
             interface: net.device.name(),
             up: net.up,
+            unbound: net.unbound.clone(),
             mtu: u32::try_from(self.shared.router.mtu()).unwrap_or(u32::MAX),
             workers: net.workers,
             features,
@@ -364,9 +373,14 @@ impl Net {
         let sockets = shared.sockets.load();
         let done = if !self.up {
             Ok(())
-        } else if !sockets.is_open()
+        } else if !sockets.is_open() {
+            let concerned = change.listen_port.is_some() || change.fwmark.is_some();
+            // A change of other things is not at fault, and the control thread tries again.
+            self.open(shared)
+                .or_else(|error| if concerned { Err(error) } else { Ok(()) })
+        } else if self.listen_port != before.0
             // Asking for the port that is open is no change, also when the system chose it.
-            || self.listen_port != before.0 && sockets.port() != Some(self.listen_port)
+            && sockets.port() != Some(self.listen_port)
         {
             self.open(shared)
         } else if self.fwmark != before.1 {
@@ -385,7 +399,7 @@ impl Net {
     }
 
     /// Opens sockets on the port that is asked for, and closes those that were open.
-    fn open(&self, shared: &Shared) -> Result<(), ApplyError> {
+    fn open(&mut self, shared: &Shared) -> Result<(), ApplyError> {
         let options = warren_udp::Options {
             port: self.listen_port,
             fwmark: self.fwmark,
@@ -396,20 +410,39 @@ impl Net {
         };
         let pairs = Pair::bind(&options)?;
         shared.open_sockets(pairs);
+        self.unbound = None;
         Ok(())
+    }
+
+    /// The interface is up, so there are to be sockets.
+    fn came_up(&mut self, shared: &Shared) {
+        self.up = true;
+        if let Err(error) = self.open(shared) {
+            tracing::error!(
+                %error,
+                "the interface is up, but its peers cannot be reached; trying again each second"
+            );
+            self.unbound = Some(error.to_string());
+        }
+    }
+
+    /// Tries again for the sockets that could not be had. What was said once is not said again.
+    fn reopen(&mut self, shared: &Shared) {
+        match self.open(shared) {
+            Ok(()) => tracing::info!("the UDP port is open, so peers can be reached"),
+            Err(error) => self.unbound = Some(error.to_string()),
+        }
     }
 
     fn link_changed(&mut self, shared: &Shared, event: LinkEvent) {
         match event {
             LinkEvent::Up if !self.up => {
-                self.up = true;
-                if let Err(error) = self.open(shared) {
-                    tracing::error!(%error, "the interface is up, but its peers cannot be reached");
-                }
+                self.came_up(shared);
                 shared.router.start();
             }
             LinkEvent::Down if self.up => {
                 self.up = false;
+                self.unbound = None;
                 shared.close_sockets();
                 shared.router.stop();
             }
@@ -429,7 +462,12 @@ struct Steward {
     links: Links,
     queue: Arc<warren_tun::Queue>,
     timestamps: Timestamps,
+    /// When to try for sockets again, if the interface is up without.
+    reopen: Option<Instant>,
 }
+
+/// How often that is.
+const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
 
 const WAKE: u32 = 0;
 const TIMER: u32 = 1;
@@ -442,7 +480,7 @@ impl Steward {
         poller.add(&*self.shared.control, WAKE)?;
         poller.add(&timer, TIMER)?;
         poller.add(&self.links, LINKS)?;
-        let mut control = Control::new(self.timestamps);
+        let mut control = Control::new(std::mem::take(&mut self.timestamps));
         let mut state = EdgeState::default();
         loop {
             let ready = poller.wait()?;
@@ -460,9 +498,10 @@ impl Steward {
                     lock(&self.net).link_changed(&self.shared, event);
                 }
             }
+            let now = clock::now();
+            self.reopen(now);
             let sockets = self.shared.sockets.load_full();
             let router = &self.shared.router;
-            let now = clock::now();
             let mut edges = WorkerEdges {
                 router,
                 pair: sockets.pair(0),
@@ -474,8 +513,26 @@ impl Steward {
                 // By way of the poller: the interface may change while work never ends.
                 self.shared.control.wake();
             }
-            timer.arm(control.next_deadline())?;
+            let deadlines = [control.next_deadline(), self.reopen];
+            timer.arm(deadlines.into_iter().flatten().min())?;
         }
+    }
+
+    /// Tries again for sockets that could not be had, and sees to the next time.
+    fn reopen(&mut self, now: Instant) {
+        if self.shared.sockets.load().is_open() {
+            self.reopen = None;
+            return;
+        }
+        let mut net = lock(&self.net);
+        if net.unbound.is_some() && self.reopen.is_some_and(|at| at <= now) {
+            net.reopen(&self.shared);
+            self.reopen = None;
+        }
+        self.reopen = net
+            .unbound
+            .is_some()
+            .then(|| self.reopen.unwrap_or(now + REOPEN_INTERVAL));
     }
 }
 
