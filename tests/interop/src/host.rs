@@ -103,6 +103,20 @@ impl Host {
         pids.map(|pid| pid.parse().expect("a number")).collect()
     }
 
+    /// A figure of the memory of the one process of this name, as `/proc/PID/status` has it, in KiB.
+    pub fn memory_kib(&self, process: &str, field: &str) -> u64 {
+        let pids = self.processes(process);
+        let [pid] = pids[..] else {
+            panic!("{process} runs as {pids:?}");
+        };
+        let status = self.run(&format!("cat /proc/{pid}/status"));
+        let figures = status.lines().filter_map(|line| line.split_once(':'));
+        let mut wanted = figures.filter(|(name, _)| *name == field);
+        let (_, figure) = wanted.next().expect("a line of the kernel");
+        let kib = figure.trim().strip_suffix(" kB").expect("a size");
+        kib.parse().expect("a number")
+    }
+
     /// Whether the host has this interface.
     pub fn has_interface(&self, name: &str) -> bool {
         self.attempt(&format!("ip link show dev {name}")).success
@@ -158,6 +172,17 @@ pub fn connect_as(interface: &str, left: (&Host, &[&str]), right: (&Host, &[&str
             host.run(&format!("ip address add {address} dev {interface} {nodad}"));
         }
         host.run(&format!("ip link set {interface} up"));
+    }
+}
+
+/// A process that does not outlive its test.
+#[derive(Debug)]
+pub struct Killed(pub Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

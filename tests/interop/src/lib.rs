@@ -7,7 +7,13 @@
 //! The tests need root, `ip`, `unshare`, `nsenter`, `ping`, `wg` and `wg-quick`.
 
 mod host;
+mod pair;
 mod programs;
+mod tunnel;
+mod wiretap;
 
-pub use host::{Host, Run, connect, connect_as, patiently};
+pub use host::{Host, Killed, Run, connect, connect_as, patiently};
+pub use pair::Pair;
 pub use programs::{boringtun, warren_wg, wireguard_go};
+pub use tunnel::{Outer, Pings, Program, Tunnel};
+pub use wiretap::{Seen, Wiretap};

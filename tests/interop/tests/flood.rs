@@ -1,11 +1,11 @@
 //! What honest peers keep while somebody floods their node with 50,000 handshake messages a second.
 
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use warren_config::{PrivateKey, PublicKey};
 use warren_control::status::{self, Status};
-use warren_tests_interop::{Host, Run, connect, connect_as, patiently, warren_wg};
+use warren_tests_interop::{Host, Killed, Run, connect, connect_as, patiently, warren_wg};
 
 /// Messages a second.
 const RATE: &str = "50000";
@@ -93,14 +93,7 @@ fn flooded(kind: &str) -> Status {
         drop(flood);
         rates.push(quiet / loud);
         if quiet / loud >= 0.5 {
-            let memory = target.shell("cat /proc/$(pidof warren-wg)/status", "");
-            let peak = memory.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-            let peak = peak.and_then(|peak| peak.trim().strip_suffix(" kB"));
-            let peak: u64 = peak
-                .expect("a line of the kernel")
-                .trim()
-                .parse()
-                .expect("a number");
+            let peak = target.memory_kib("warren-wg", "VmHWM");
             assert!(peak < MEMORY_KIB, "the flood made it take {peak} KiB");
             let socket = target.root().join("run/warren/wg0.sock");
             return status::ask(&socket, Duration::from_secs(10)).expect("the daemon answers");
@@ -144,14 +137,4 @@ fn seconds(honest: &Host, target: &Host) -> f64 {
     assert!(call.success, "{call}");
     assert!(server.0.wait().expect("a child").success());
     begun.elapsed().as_secs_f64()
-}
-
-/// A process that does not outlive its test.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }

@@ -58,23 +58,57 @@ fn receive(mut stream: TcpStream, bytes: u64) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Bytes without a period that a segment could share: xorshift64, a byte of each step.
-struct Stuff(u64);
+/// Bytes without a period that a segment could share: word n is n, mixed as splitmix64 does. A word
+/// at a time, so that making them takes no longer than moving them.
+struct Stuff {
+    /// How many bytes were taken so far.
+    at: u64,
+}
 
 impl Stuff {
     fn new() -> Self {
-        Self(0x9e37_79b9_7f4a_7c15)
+        Self { at: 0 }
     }
 
     fn fill<'a>(&mut self, buffer: &'a mut [u8], at_most: u64) -> &'a [u8] {
         let len = usize::try_from(at_most).map_or(buffer.len(), |len| len.min(buffer.len()));
         let piece = &mut buffer[..len];
-        for byte in piece.iter_mut() {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            *byte = (self.0 >> 24) as u8;
+        // What is left of the word in which the last piece ended.
+        let begun = (self.at % 8) as usize;
+        let (head, body) = piece.split_at_mut(((8 - begun) % 8).min(len));
+        head.copy_from_slice(&word(self.at / 8)[begun..][..head.len()]);
+        let first = self.at.div_ceil(8);
+        for (chunk, n) in body.chunks_mut(8).zip(first..) {
+            chunk.copy_from_slice(&word(n)[..chunk.len()]);
         }
+        self.at += len as u64;
         piece
+    }
+}
+
+fn word(n: u64) -> [u8; 8] {
+    let mut z = n.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (z ^ (z >> 31)).to_le_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_of_any_size_make_the_same_bytes() {
+        let mut whole = [0; 1000];
+        Stuff::new().fill(&mut whole, 1000);
+        for size in 1..40 {
+            let (mut stuff, mut pieces) = (Stuff::new(), Vec::new());
+            let mut buffer = vec![0; size];
+            while pieces.len() < whole.len() {
+                let left = (whole.len() - pieces.len()) as u64;
+                pieces.extend_from_slice(stuff.fill(&mut buffer, left));
+            }
+            assert_eq!(pieces, whole, "in pieces of {size}");
+        }
     }
 }
