@@ -92,6 +92,11 @@ impl IndexTable {
         }
     }
 
+    /// Whether an initiation of ours with this index awaits its response.
+    pub(crate) fn awaits_response(&self, index: u32) -> bool {
+        matches!(self.read(index).get(&index), Some(Owner::Handshake(_)))
+    }
+
     /// The session that has this index.
     fn receiver(&self, index: u32) -> Option<Arc<Receiver>> {
         match self.read(index).get(&index)? {

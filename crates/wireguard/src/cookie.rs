@@ -11,7 +11,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::crypto;
 use crate::identity::{self, Identity};
-use crate::messages::{self, COOKIE_REPLY_LEN, CookieReply, Macs};
+use crate::messages::{self, COOKIE_REPLY_LEN, CookieReply, Initiation, Macs};
 use crate::time::Instant;
 
 /// How long a responder's secret lives, and so a cookie at most.
@@ -125,6 +125,34 @@ impl Jar {
     }
 }
 
+/// A cookie that a sender is to be given. Sealing it takes longer than all that leads to it, and is
+/// done when the gate is free for others again.
+#[derive(Debug)]
+pub struct CookieTicket {
+    cookie: Cookie,
+    mac1: [u8; 16],
+    /// The sender's index.
+    sender: u32,
+}
+
+impl CookieTicket {
+    pub(crate) fn new(cookie: Cookie, to: Initiation<'_>, macs: &Macs<'_>) -> Self {
+        Self {
+            cookie,
+            mac1: *macs.mac1,
+            sender: to.sender(),
+        }
+    }
+
+    /// The reply, which only the message's sender can open. `identity` is whom the message was for,
+    /// `nonce` fresh random bytes.
+    pub fn seal(&self, identity: &Identity, nonce: &[u8; 24]) -> [u8; COOKIE_REPLY_LEN] {
+        let key = identity.cookie_key();
+        let sealed = crypto::seal_cookie(key, nonce, &self.mac1, self.cookie.bytes());
+        messages::write_cookie_reply(self.sender, nonce, &sealed)
+    }
+}
+
 /// What cookies are computed from: a secret that is replaced every two minutes.
 pub(crate) struct Secrets {
     secret: Zeroizing<[u8; 32]>,
@@ -140,10 +168,7 @@ impl Secrets {
     }
 
     /// Whether a message proves that its sender receives at `from`.
-    pub(crate) fn proves(&self, message: &[u8], from: SocketAddr, now: Instant) -> bool {
-        let Some(macs) = Macs::of(message) else {
-            return false;
-        };
+    pub(crate) fn proves(&self, macs: &Macs<'_>, from: SocketAddr, now: Instant) -> bool {
         // Senders without a cookie leave the field empty; they are most, so spare them the work.
         if *macs.mac2 == [0; 16] || !self.is_fresh(now) {
             return false;
@@ -151,26 +176,18 @@ impl Secrets {
         crypto::same_mac(&self.cookie(from).mac2(macs.covered_by_mac2), macs.mac2)
     }
 
-    /// A reply that only the sender of `message` can open, with its cookie.
-    pub(crate) fn reply(
+    /// The cookie to give to a sender at `from`.
+    pub(crate) fn cookie_for(
         &mut self,
-        identity: &Identity,
-        message: &[u8],
         from: SocketAddr,
         now: Instant,
         random: &mut dyn FnMut(&mut [u8]),
-    ) -> Option<[u8; COOKIE_REPLY_LEN]> {
-        let mac1 = Macs::of(message)?.mac1;
-        let sender = u32::from_le_bytes(*message.get(4..8)?.first_chunk()?);
+    ) -> Cookie {
         if !self.is_fresh(now) {
             random(&mut self.secret[..]);
             self.since = Some(now);
         }
-        let mut nonce = [0; 24];
-        random(&mut nonce);
-        let cookie = self.cookie(from);
-        let sealed = crypto::seal_cookie(identity.cookie_key(), &nonce, mac1, cookie.bytes());
-        Some(messages::write_cookie_reply(sender, &nonce, &sealed))
+        self.cookie(from)
     }
 
     fn is_fresh(&self, now: Instant) -> bool {

@@ -4,22 +4,31 @@
 //! one bounded queue, whose length is what *load* means here:
 //!
 //! 1. A message needs a valid first mac to be shown to the gate at all ([`Addressed`]).
-//! 2. One with a valid second mac has proved its address, and counts against that source's share
-//!    of proven messages. Nobody else can use it up.
-//! 3. Any other counts against its source's unproven share. Where that is used up, or always under
+//! 2. Responses and cookie replies name a receiver index of ours, 32 bits that whoever was not sent
+//!    them would have to guess: that is proof enough, also under load. They count against the share
+//!    of that index.
+//! 3. An initiation with a valid second mac has proved its address, and counts against that source's
+//!    share of proven messages. Nobody else can use it up: who has not seen the cookie cannot make
+//!    such a message, and one that was overheard is let in once.
+//! 4. Any other counts against its source's unproven share. Where that is used up, or always under
 //!    load, the answer is a cookie, so that an honest sender can prove itself. Sources are limited
 //!    in how many cookies they are given, too.
+//! 5. Who floods in the name of a source can still use up both of these. If a peer is known to be at
+//!    the very endpoint it is called back: this side initiates, and step 2 lets the answer in.
 //!
 //! So a flood from one source never fills the queue, one from many invented sources fills it until
-//! load sets in and then fails step 2, and load ends a second after the queue is short again.
+//! load sets in and then fails step 3, load ends a second after the queue is short again, and a peer
+//! in whose name somebody floods has a session after a round trip. What a flood in its name does
+//! keep out, most of the time, is a sender that nobody knows to be there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use crate::cookie::Secrets;
+use crate::REKEY_TIMEOUT;
+use crate::cookie::{CookieTicket, Secrets};
 use crate::identity::Addressed;
-use crate::messages::{COOKIE_REPLY_LEN, Handshake};
+use crate::messages::{Handshake, Macs};
 use crate::time::Instant;
 
 /// Messages in the queue from which on the node is under load: an eighth of the kernel's 4096.
@@ -48,14 +57,42 @@ const COOKIES: Rate = Rate {
     interval: Duration::from_millis(20),
     burst: 200,
 };
+/// Answers to one message of ours: one is enough, and some may be forged by who overheard it.
+const ANSWERS: Rate = Rate {
+    interval: Duration::from_millis(100),
+    burst: 32,
+};
+/// How often an endpoint is called back: as often as an initiation may be sent to it.
+const CALLS: Rate = Rate {
+    interval: REKEY_TIMEOUT,
+    burst: 1,
+};
+/// Proven messages that are remembered, so that a copy is not let in as well.
+const MAX_SEEN: usize = 4096;
+
+/// A handshake message at the door.
+#[derive(Debug, Clone, Copy)]
+pub struct Knock<'a> {
+    /// The message. An answer, to a receiver index that awaits one.
+    pub message: Addressed<'a>,
+    /// From where it arrived.
+    pub from: SocketAddr,
+    /// A peer is known to be at that very address and port.
+    pub known: bool,
+    /// How many messages wait behind the door.
+    pub queued: usize,
+}
 
 /// What becomes of a handshake message.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Admission {
     /// Queue it for the control thread.
     Pass,
-    /// Send this back to where it came from, and drop it.
-    CookieReply([u8; COOKIE_REPLY_LEN]),
+    /// Send the cookie reply back to where it came from, and drop the message.
+    DemandCookie(CookieTicket),
+    /// Its source has had its share, though maybe not by its own doing: drop it, and send an
+    /// initiation to the peer that is there.
+    CallBack,
     /// Its source has had its share: drop it.
     Limited,
 }
@@ -65,9 +102,12 @@ pub enum Admission {
 pub struct Gate {
     secrets: Secrets,
     loaded_until: Option<Instant>,
-    proven: Limiter,
-    unproven: Limiter,
-    cookies: Limiter,
+    proven: Limiter<Source>,
+    seen: Seen,
+    answers: Limiter<u32>,
+    unproven: Limiter<Source>,
+    cookies: Limiter<Source>,
+    calls: Limiter<SocketAddr>,
 }
 
 impl Gate {
@@ -76,50 +116,63 @@ impl Gate {
         Self {
             secrets: Secrets::new(),
             loaded_until: None,
-            proven: Limiter::default(),
-            unproven: Limiter::default(),
-            cookies: Limiter::default(),
+            proven: Limiter::new(),
+            seen: Seen::default(),
+            answers: Limiter::new(),
+            unproven: Limiter::new(),
+            cookies: Limiter::new(),
+            calls: Limiter::new(),
         }
     }
 
-    /// Judges a message that arrived from `from` while `queued` messages wait. `random` fills
-    /// bytes fit for keys.
+    /// Judges a message. `random` fills bytes fit for keys; it is asked once in two minutes at most.
     pub fn admit(
         &mut self,
-        addressed: &Addressed<'_>,
-        from: SocketAddr,
-        queued: usize,
+        knock: &Knock<'_>,
         now: Instant,
         random: &mut dyn FnMut(&mut [u8]),
     ) -> Admission {
-        let loaded = self.observe(queued, now);
+        let loaded = self.observe(knock.queued, now);
+        let from = knock.from;
         let source = Source::of(from.ip());
-        let message = match addressed.message() {
-            // Cookie replies are cheap to open, and are never answered.
-            Handshake::CookieReply(_) => {
-                return match self.unproven.take(source, CALM, now) {
-                    Ok(()) => Admission::Pass,
-                    Err(Exhausted) => Admission::Limited,
-                };
-            }
-            message => message.bytes(),
+        let pass_if = |taken: Result<(), Exhausted>| match taken {
+            Ok(()) => Admission::Pass,
+            Err(Exhausted) => Admission::Limited,
         };
-        if self.secrets.proves(message, from, now) {
+        let initiation = match knock.message.message() {
+            Handshake::Initiation(message) => message,
+            Handshake::Response(message) => {
+                return pass_if(self.answers.take(message.receiver(), ANSWERS, now));
+            }
+            Handshake::CookieReply(message) => {
+                return pass_if(self.answers.take(message.receiver(), ANSWERS, now));
+            }
+        };
+        let Some(macs) = Macs::of(initiation.bytes()) else {
+            return Admission::Limited;
+        };
+        if self.secrets.proves(&macs, from, now) {
+            if self.seen.contains(macs.mac2) {
+                return Admission::Limited;
+            }
             let rate = if loaded { LOADED } else { CALM };
-            return match self.proven.take(source, rate, now) {
-                Ok(()) => Admission::Pass,
-                Err(Exhausted) => Admission::Limited,
-            };
+            let taken = self.proven.take(source, rate, now);
+            if taken.is_ok() {
+                self.seen.add(macs.mac2);
+            }
+            return pass_if(taken);
         }
         if !loaded && self.unproven.take(source, CALM, now).is_ok() {
             return Admission::Pass;
         }
-        if self.cookies.take(source, COOKIES, now).is_err() {
-            return Admission::Limited;
+        if self.cookies.take(source, COOKIES, now).is_ok() {
+            let cookie = self.secrets.cookie_for(from, now, random);
+            return Admission::DemandCookie(CookieTicket::new(cookie, initiation, &macs));
         }
-        self.secrets
-            .reply(addressed.identity(), message, from, now, random)
-            .map_or(Admission::Limited, Admission::CookieReply)
+        if knock.known && self.calls.take(from, CALLS, now).is_ok() {
+            return Admission::CallBack;
+        }
+        Admission::Limited
     }
 
     /// Whether the node is, or has been until just now, under load.
@@ -171,19 +224,51 @@ struct Rate {
 #[derive(Debug)]
 struct Exhausted;
 
+/// Marks of the proven messages that were let in last: their second macs.
+#[derive(Debug, Default)]
+struct Seen {
+    known: BTreeSet<[u8; 16]>,
+    /// The same, the oldest first.
+    order: VecDeque<[u8; 16]>,
+}
+
+impl Seen {
+    fn contains(&self, mac2: &[u8; 16]) -> bool {
+        self.known.contains(mac2)
+    }
+
+    fn add(&mut self, mac2: &[u8; 16]) {
+        if self.order.len() >= MAX_SEEN
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+        if self.known.insert(*mac2) {
+            self.order.push_back(*mac2);
+        }
+    }
+}
+
 /// A token bucket for each source, as the time at which it will be full again (the generic cell
 /// rate algorithm). A source whose time has passed is as good as unknown, and may be forgotten.
 ///
 /// An ordered map: no sender can make it slow by the choice of its addresses.
-#[derive(Debug, Default)]
-struct Limiter {
-    full_at: BTreeMap<Source, Instant>,
+#[derive(Debug)]
+struct Limiter<K> {
+    full_at: BTreeMap<K, Instant>,
     /// When the table was last searched and most of it was found to be in use.
     swept_in_vain: Option<Instant>,
 }
 
-impl Limiter {
-    fn take(&mut self, source: Source, rate: Rate, now: Instant) -> Result<(), Exhausted> {
+impl<K: Ord> Limiter<K> {
+    fn new() -> Self {
+        Self {
+            full_at: BTreeMap::new(),
+            swept_in_vain: None,
+        }
+    }
+
+    fn take(&mut self, source: K, rate: Rate, now: Instant) -> Result<(), Exhausted> {
         if !self.full_at.contains_key(&source) && !self.has_room(now) {
             return Err(Exhausted);
         }

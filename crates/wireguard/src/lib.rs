@@ -32,7 +32,8 @@ mod timers;
 use std::time::Duration;
 
 pub use allowed_ips::AllowedIps;
-pub use gate::{Admission, Gate};
+pub use cookie::CookieTicket;
+pub use gate::{Admission, Gate, Knock};
 pub use identity::{Addressed, Identity, LowOrderKey, StaticShared};
 pub use noise::{
     AuthenticInitiation, HandshakeError, InFlight, PendingInitiation, open_initiation,

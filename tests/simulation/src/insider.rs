@@ -6,7 +6,7 @@ use std::sync::Arc;
 use warren_config::{PrivateKey, PublicKey};
 use warren_wireguard::messages::{self, DATA_HEADER, Handshake, Message, TAG};
 use warren_wireguard::time::{Instant, Tai64nClock};
-use warren_wireguard::{Endpoint, Identity, Peer, Session, StaticShared};
+use warren_wireguard::{Endpoint, Identity, Peer, Session, StaticShared, open_initiation};
 
 use crate::node::wall;
 use crate::random::Random;
@@ -87,6 +87,33 @@ impl Insider {
             .expect("it comes once");
         self.sessions.push(session);
         self.counter = 0;
+    }
+
+    /// The response to an initiation, however soon after the last, and whoever called.
+    pub fn answer(&mut self, bytes: &[u8], now: Instant) -> Vec<u8> {
+        let Ok(Message::Handshake(Handshake::Initiation(initiation))) = messages::parse(bytes)
+        else {
+            panic!("it is no initiation");
+        };
+        let initiation = open_initiation(&self.identity, initiation)
+            .and_then(|pending| pending.authenticate(&self.shared))
+            .expect("it is authentic");
+        let from = Endpoint::from(self.address);
+        let ticket = self
+            .peer
+            .initiation_received(&initiation, from, now)
+            .expect("it comes once");
+        let index = self.random.next() as u32;
+        let (session, response) = ticket
+            .respond(initiation, index, self.random.key())
+            .expect("ordinary keys");
+        let session = self
+            .peer
+            .response_created(session, &response, now)
+            .expect("nothing came between");
+        self.sessions.push(session);
+        self.counter = 0;
+        response.to_vec()
     }
 
     /// Seals anything, with the next counter.

@@ -173,6 +173,9 @@ impl Router {
         }
         if replace || change.endpoints.is_some() {
             peer.set_endpoints(change.endpoints.clone().unwrap_or_default());
+            if let Some(endpoint) = peer.endpoint() {
+                self.known.learn(handle.id(), endpoint.addr);
+            }
         }
         if replace || change.persistent_keepalive.is_some() {
             peer.set_persistent_keepalive(change.persistent_keepalive.unwrap_or(0), now);

@@ -2,12 +2,14 @@
 //!
 //! At the door, on a worker ([`Router::knock`]): first authenticator, the gate (limit of the
 //! source, cookie under load), then one bounded queue. Part of the queue is kept for messages from
-//! endpoints that are known, so that strangers cannot shut out peers.
+//! endpoints that are known, so that strangers cannot shut out peers. A peer that a flood in its
+//! name shuts out is called back.
 //!
 //! Behind it, on the control thread ([`Router::serve`]): all curve operations. A peer's lock is
 //! held before and after them, never during.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
 
 use warren_packet::batch::{Ecn, SendBatch, Transmit};
@@ -15,7 +17,7 @@ use warren_wireguard::messages::{
     self, COOKIE_REPLY_LEN, CookieReply, Handshake, INITIATION_LEN, Initiation, Message, Response,
 };
 use warren_wireguard::time::{Instant, Tai64n};
-use warren_wireguard::{Admission, Endpoint, Gate, Identity, open_initiation};
+use warren_wireguard::{Admission, Endpoint, Gate, Identity, Knock, open_initiation};
 
 use super::{Edges, Router, source_of};
 use crate::drops::Reason;
@@ -103,32 +105,43 @@ impl Router {
             .find_map(|identity| Some((identity, identity.verify(message)?)))
             .ok_or(Reason::InBadMac1)?;
         // An answer to nothing leads to nothing, whoever sends it.
-        let answered = match message {
+        let answers = match message {
             Handshake::Initiation(_) => None,
-            Handshake::Response(response) => Some(response.receiver()),
-            Handshake::CookieReply(reply) => Some(reply.receiver()),
+            Handshake::Response(response) => {
+                Some(self.indices.awaits_response(response.receiver()))
+            }
+            // To an initiation, or to a response: then the index is a session's.
+            Handshake::CookieReply(reply) => Some(self.indices.peer(reply.receiver()).is_some()),
         };
-        if answered.is_some_and(|index| self.indices.peer(index).is_none()) {
+        if answers == Some(false) {
             return Err(Reason::InUnknownReceiver);
         }
+        let known = answers.is_some() || self.known.contains(&from.addr);
+        let knock = Knock {
+            message: addressed,
+            from: from.addr,
+            known,
+            queued: self.door.queued(),
+        };
         let admission = self
             .door
             .gate
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .admit(
-                &addressed,
-                from.addr,
-                self.door.queued(),
-                now,
-                &mut |bytes| self.fill_random(bytes),
-            );
+            .admit(&knock, now, &mut |bytes| self.fill_random(bytes));
         match admission {
             Admission::Pass => {}
-            Admission::CookieReply(reply) => return Ok(Some(reply)),
+            Admission::DemandCookie(ticket) => {
+                let mut nonce = [0; 24];
+                self.fill_random(&mut nonce);
+                return Ok(Some(ticket.seal(identity, &nonce)));
+            }
+            Admission::CallBack => {
+                self.call_back(tables, from.addr, now);
+                return Err(Reason::InSourceLimited);
+            }
             Admission::Limited => return Err(Reason::InSourceLimited),
         }
-        let known = answered.is_some() || self.known.contains(&from.addr);
         let mut bytes = [0; INITIATION_LEN];
         let len = message.bytes().len();
         bytes[..len].copy_from_slice(message.bytes());
@@ -143,6 +156,15 @@ impl Router {
         )?;
         self.agenda.wake();
         Ok(None)
+    }
+
+    /// Asks control for an initiation to whoever is at an endpoint in whose name somebody floods.
+    fn call_back(&self, tables: &Tables, addr: SocketAddr, now: Instant) {
+        for id in self.known.peers_at(&addr) {
+            if let Some(peer) = tables.peer(id) {
+                peer.lock(&self.agenda).rekey(now);
+            }
+        }
     }
 
     /// Serves one message that was let in.

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use proptest::prelude::*;
 use warren_wireguard::messages::{self, Handshake, Message};
 use warren_wireguard::time::Instant;
-use warren_wireguard::{Admission, Gate};
+use warren_wireguard::{Admission, Gate, Knock};
 
 use crate::util::*;
 
@@ -19,6 +19,17 @@ struct Door {
     gate: Gate,
     random: Random,
     queued: usize,
+    /// Where peers are known to be.
+    known: Vec<SocketAddr>,
+}
+
+/// An admission as it is seen from outside.
+#[derive(Debug, PartialEq, Eq)]
+enum Answer {
+    Pass,
+    CookieReply(Vec<u8>),
+    CallBack,
+    Limited,
 }
 
 impl Door {
@@ -28,6 +39,7 @@ impl Door {
             gate: Gate::new(),
             random: Random(5),
             queued: 0,
+            known: Vec::new(),
         }
     }
 
@@ -47,7 +59,7 @@ impl Door {
         datagram
     }
 
-    fn knock(&mut self, datagram: &Datagram, now: Instant) -> Admission {
+    fn knock(&mut self, datagram: &Datagram, now: Instant) -> Answer {
         let Ok(Message::Handshake(message)) = messages::parse(&datagram.bytes) else {
             panic!("a handshake message");
         };
@@ -57,12 +69,26 @@ impl Door {
             .identity
             .verify(message)
             .expect("a valid mac1");
+        let knock = Knock {
+            message: addressed,
+            from: datagram.from,
+            known: self.known.contains(&datagram.from),
+            queued: self.queued,
+        };
         let random = &mut |bytes: &mut [u8]| self.random.fill(bytes);
-        self.gate
-            .admit(&addressed, datagram.from, self.queued, now, random)
+        match self.gate.admit(&knock, now, random) {
+            Admission::Pass => Answer::Pass,
+            Admission::DemandCookie(ticket) => {
+                let mut nonce = [0; 24];
+                self.random.fill(&mut nonce);
+                Answer::CookieReply(ticket.seal(&self.pair.bob.identity, &nonce).to_vec())
+            }
+            Admission::CallBack => Answer::CallBack,
+            Admission::Limited => Answer::Limited,
+        }
     }
 
-    fn knock_from(&mut self, datagram: &Datagram, from: SocketAddr, now: Instant) -> Admission {
+    fn knock_from(&mut self, datagram: &Datagram, from: SocketAddr, now: Instant) -> Answer {
         self.knock(
             &Datagram {
                 from,
@@ -75,14 +101,13 @@ impl Door {
     /// Alice learns of the cookie and tries again.
     fn initiation_with_cookie(&mut self, from: SocketAddr) -> Datagram {
         let initiation = self.initiation();
-        let Admission::CookieReply(reply) = self.knock_from(&initiation, from, self.pair.now)
-        else {
+        let Answer::CookieReply(reply) = self.knock_from(&initiation, from, self.pair.now) else {
             panic!("a cookie is demanded");
         };
         let reply = Datagram {
             from: BOB,
             to: ALICE,
-            bytes: reply.to_vec(),
+            bytes: reply,
         };
         self.pair.deliver(&reply);
         assert!(
@@ -101,7 +126,7 @@ impl Door {
 fn under_load_mac2_is_demanded_and_a_cookie_opens_the_door() {
     let mut door = Door::loaded();
     let initiation = door.initiation_with_cookie(ALICE);
-    assert_eq!(door.knock(&initiation, door.pair.now), Admission::Pass);
+    assert_eq!(door.knock(&initiation, door.pair.now), Answer::Pass);
     // It also does what it is for.
     door.pair.deliver(&initiation);
     door.pair.settle();
@@ -112,7 +137,7 @@ fn under_load_mac2_is_demanded_and_a_cookie_opens_the_door() {
 fn without_load_no_cookie_is_demanded() {
     let mut door = Door::new();
     let initiation = door.initiation();
-    assert_eq!(door.knock(&initiation, door.pair.now), Admission::Pass);
+    assert_eq!(door.knock(&initiation, door.pair.now), Answer::Pass);
 }
 
 #[test]
@@ -123,9 +148,9 @@ fn the_cookie_covers_source_address_and_port() {
     other_port.set_port(1);
     for from in [addr(9), other_port] {
         let admission = door.knock_from(&initiation, from, door.pair.now);
-        assert!(matches!(admission, Admission::CookieReply(_)), "{from}");
+        assert!(matches!(admission, Answer::CookieReply(_)), "{from}");
     }
-    assert_eq!(door.knock(&initiation, door.pair.now), Admission::Pass);
+    assert_eq!(door.knock(&initiation, door.pair.now), Answer::Pass);
 }
 
 #[test]
@@ -134,11 +159,11 @@ fn the_cookie_changes_every_120_s() {
     let initiation = door.initiation_with_cookie(ALICE);
     let given = door.pair.now;
     let late = given + secs(COOKIE_SECRET_LIFETIME - 7);
-    assert_eq!(door.knock(&initiation, late), Admission::Pass);
+    assert_eq!(door.knock(&initiation, late), Answer::Pass);
     let too_late = given + secs(COOKIE_SECRET_LIFETIME);
     assert!(matches!(
         door.knock(&initiation, too_late),
-        Admission::CookieReply(_)
+        Answer::CookieReply(_)
     ));
 }
 
@@ -156,7 +181,7 @@ fn a_cookie_is_not_used_in_its_last_seconds() {
 fn the_answer_is_smaller_than_what_caused_it() {
     let mut door = Door::loaded();
     let initiation = door.initiation();
-    let Admission::CookieReply(reply) = door.knock(&initiation, door.pair.now) else {
+    let Answer::CookieReply(reply) = door.knock(&initiation, door.pair.now) else {
         panic!("a cookie is demanded");
     };
     assert_eq!((reply.len(), initiation.bytes.len()), (64, 148));
@@ -170,27 +195,27 @@ fn load_ends_when_the_queue_is_short_again() {
     let now = door.pair.now;
     assert!(matches!(
         door.knock(&initiation, now),
-        Admission::CookieReply(_)
+        Answer::CookieReply(_)
     ));
     door.queued = 0;
     assert!(matches!(
         door.knock(&initiation, now + millis(999)),
-        Admission::CookieReply(_)
+        Answer::CookieReply(_)
     ));
-    assert_eq!(door.knock(&initiation, now + secs(1)), Admission::Pass);
+    assert_eq!(door.knock(&initiation, now + secs(1)), Answer::Pass);
 }
 
 #[test]
 fn the_endpoint_never_follows_a_cookie_reply() {
     let mut door = Door::loaded();
     let initiation = door.initiation();
-    let Admission::CookieReply(reply) = door.knock(&initiation, door.pair.now) else {
+    let Answer::CookieReply(reply) = door.knock(&initiation, door.pair.now) else {
         panic!("a cookie is demanded");
     };
     let reply = Datagram {
         from: addr(66),
         to: ALICE,
-        bytes: reply.to_vec(),
+        bytes: reply,
     };
     door.pair.deliver(&reply);
     assert!(door.pair.alice.refused.is_empty());
@@ -207,14 +232,14 @@ fn the_endpoint_never_follows_a_cookie_reply() {
 fn a_forged_cookie_reply_changes_nothing() {
     let mut door = Door::loaded();
     let initiation = door.initiation();
-    let Admission::CookieReply(reply) = door.knock(&initiation, door.pair.now) else {
+    let Answer::CookieReply(reply) = door.knock(&initiation, door.pair.now) else {
         panic!("a cookie is demanded");
     };
     for at in [4, 8, 20, 32, 50, 63] {
         let mut reply = Datagram {
             from: BOB,
             to: ALICE,
-            bytes: reply.to_vec(),
+            bytes: reply.clone(),
         };
         reply.bytes[at] ^= 1;
         door.pair.deliver(&reply);
@@ -232,17 +257,18 @@ fn one_flooder_neither_starves_others_nor_brings_about_load() {
     for nth in 0..50_000 {
         let now = start + std::time::Duration::from_micros(20 * nth);
         match door.knock_from(&initiation, addr(66), now) {
-            Admission::Pass => passed += 1,
-            Admission::CookieReply(_) => cookies += 1,
-            Admission::Limited => limited += 1,
+            Answer::Pass => passed += 1,
+            Answer::CookieReply(_) => cookies += 1,
+            Answer::Limited => limited += 1,
+            Answer::CallBack => panic!("nobody is known to be there"),
         }
         // Everything that passes waits: curve operations do not keep up with a flood at all.
         door.queued = passed;
         if nth % 5_000 == 0 {
             let other = addr(100 + (nth / 5_000) as u8);
             let admission = door.knock_from(&initiation, other, now);
-            let mut honest = admission == Admission::Pass;
-            if let Admission::CookieReply(_) = admission {
+            let mut honest = admission == Answer::Pass;
+            if let Answer::CookieReply(_) = admission {
                 honest = door.gate.is_loaded(now);
             }
             assert!(honest, "at {nth}");
@@ -254,10 +280,7 @@ fn one_flooder_neither_starves_others_nor_brings_about_load() {
     // For good it is not: the flood goes on, and a second after the queue is short it is over.
     door.queued = 0;
     let later = start + secs(3);
-    assert_eq!(
-        door.knock_from(&initiation, addr(99), later),
-        Admission::Pass
-    );
+    assert_eq!(door.knock_from(&initiation, addr(99), later), Answer::Pass);
 }
 
 #[test]
@@ -270,13 +293,10 @@ fn an_ipv6_source_is_a_64() {
         SocketAddr::new(IpAddr::V6(ip), 1)
     };
     let passed = (0..2_000)
-        .filter(|nth| door.knock_from(&initiation, host(1, *nth), now) == Admission::Pass)
+        .filter(|nth| door.knock_from(&initiation, host(1, *nth), now) == Answer::Pass)
         .count();
     assert_eq!(passed, 400);
-    assert_eq!(
-        door.knock_from(&initiation, host(2, 1), now),
-        Admission::Pass
-    );
+    assert_eq!(door.knock_from(&initiation, host(2, 1), now), Answer::Pass);
 }
 
 #[test]
@@ -287,7 +307,7 @@ fn two_hundred_peers_behind_one_address_pass_at_once() {
         let from = SocketAddr::new(ALICE.ip(), 10_000 + port);
         assert_eq!(
             door.knock_from(&initiation, from, door.pair.now),
-            Admission::Pass
+            Answer::Pass
         );
     }
 }
@@ -302,9 +322,64 @@ fn a_source_that_has_proved_itself_cannot_be_starved_by_others_in_its_name() {
         ..genuine.clone()
     };
     for _ in 0..5_000 {
-        assert_ne!(door.knock(&forged, now), Admission::Pass);
+        assert_ne!(door.knock(&forged, now), Answer::Pass);
     }
-    assert_eq!(door.knock(&genuine, now), Admission::Pass);
+    assert_eq!(door.knock(&genuine, now), Answer::Pass);
+}
+
+#[test]
+fn a_proven_message_that_was_overheard_does_not_use_up_its_sources_share() {
+    let mut door = Door::loaded();
+    let genuine = door.initiation_with_cookie(ALICE);
+    let now = door.pair.now;
+    assert_eq!(door.knock(&genuine, now), Answer::Pass);
+    for _ in 0..5_000 {
+        assert_eq!(door.knock(&genuine, now), Answer::Limited);
+    }
+    let next = door.initiation();
+    assert_eq!(door.knock(&next, now), Answer::Pass);
+}
+
+#[test]
+fn an_answer_to_us_passes_whatever_floods_in_its_name_and_itself_not_without_end() {
+    let mut door = Door::loaded();
+    let initiation = door.initiation();
+    let now = door.pair.now;
+    for _ in 0..5_000 {
+        door.knock(&initiation, now);
+    }
+    assert_eq!(door.knock(&initiation, now), Answer::Limited);
+    // Alice's response to Bob, for whom it is another door that she knocks at.
+    door.pair.bob.peer.set_endpoints(vec![ALICE]);
+    door.pair.bob.peer.rekey(now);
+    door.pair.bob.poll(now);
+    let from_bob = door.pair.bob.sent_last();
+    door.pair.alice.receive(&from_bob, now);
+    door.pair.alice.poll(now);
+    let response = door.pair.alice.sent_last();
+    assert_eq!(response.kind(), Kind::Response);
+    let passed = (0..1_000).filter(|_| door.knock(&response, now) == Answer::Pass);
+    assert_eq!(passed.count(), 32);
+}
+
+#[test]
+fn a_peer_in_whose_name_somebody_floods_is_called_back_as_often_as_an_initiation_may_be_sent() {
+    let mut door = Door::new();
+    door.known = vec![ALICE];
+    let initiation = door.initiation();
+    let start = door.pair.now;
+    let mut calls = Vec::new();
+    for nth in 0..200_000 {
+        let now = start + std::time::Duration::from_micros(60 * nth);
+        if door.knock(&initiation, now) == Answer::CallBack {
+            calls.push(now.saturating_duration_since(start).as_secs());
+        }
+        // The same address, but nobody is known to be at the port.
+        let mut other = ALICE;
+        other.set_port(1);
+        assert_ne!(door.knock_from(&initiation, other, now), Answer::CallBack);
+    }
+    assert_eq!(calls, [0, 5, 10]);
 }
 
 #[test]
@@ -317,14 +392,14 @@ fn the_table_of_sources_is_bounded_and_those_it_has_no_room_for_may_prove_themse
         SocketAddr::new(IpAddr::V6(ip), 1)
     };
     let passed = (0..100_000)
-        .filter(|nth| door.knock_from(&initiation, invented(*nth), now) == Admission::Pass)
+        .filter(|nth| door.knock_from(&initiation, invented(*nth), now) == Answer::Pass)
         .count();
     assert_eq!(passed, 8_192);
     // All are at rest again soon after, and make room.
     let later = now + millis(200);
     assert_eq!(
         door.knock_from(&initiation, invented(200_000), later),
-        Admission::Pass
+        Answer::Pass
     );
 }
 
@@ -342,7 +417,7 @@ fn a_flood_of_invented_sources_does_not_keep_honest_ones_out() {
             let honest = addr(100 + (nth / 1_000) as u8);
             let admission = door.knock_from(&initiation, honest, now);
             assert!(
-                matches!(admission, Admission::CookieReply(_)),
+                matches!(admission, Answer::CookieReply(_)),
                 "at {nth}: {admission:?}"
             );
         }
