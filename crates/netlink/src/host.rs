@@ -1,6 +1,6 @@
 //! The loop's one step: look, plan, change, look again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use warren_config::HostConfig;
 
+use crate::ahead::{Ahead, ahead};
 use crate::conflicts::{self, Conflict};
 use crate::connection::KernelError;
 use crate::observe::{Kernel, Nftables, Observed, Surroundings};
@@ -35,6 +36,8 @@ pub struct Host {
     pace: Pace,
     directory: PathBuf,
     owned: Owned,
+    /// Routing tables of others whose changes matter: rules ahead of ours lead to them.
+    others: BTreeSet<u32>,
     /// Something has changed since the last look.
     stale: bool,
     /// The last look found a fight over the host; said once.
@@ -57,8 +60,10 @@ pub struct Options {
 pub struct Report {
     /// The tunnel's interface.
     pub link: LinkState,
-    /// Whether rules and blackholes all stand.
+    /// Whether rules and blackholes all stand, and no rule of others takes packets past them.
     pub rules_stand: bool,
+    /// The rules of others that may take packets past ours.
+    pub ahead: Vec<Ahead>,
     /// Whether the nftables table stands.
     pub table_stands: bool,
     /// What nftables can do here.
@@ -154,6 +159,7 @@ impl Host {
             pace: Pace::default(),
             directory: directory.to_owned(),
             owned: Owned::load(directory)?,
+            others: BTreeSet::new(),
             stale: false,
             contested: false,
         })
@@ -242,6 +248,7 @@ impl Host {
         if !changed.is_empty() {
             self.pace.repaired(now);
         }
+        self.others = observed.others.keys().copied().collect();
         let contested = self.pace.is_contested(now);
         if contested && !self.contested {
             tracing::warn!(
@@ -251,11 +258,13 @@ impl Host {
         }
         self.contested = contested;
         let missing = plan::plan_fence(&observed, config);
+        let ahead = ahead(&observed, config);
         let is_table = |change: &Change| matches!(change, Change::ReplaceTable(_));
         let is_rule = |change: &Change| matches!(change, Change::AddRule(_) | Change::AddRoute(_));
         Ok(Report {
             link: link_state(&observed, &claim.interface),
-            rules_stand: !missing.iter().any(is_rule),
+            rules_stand: !missing.iter().any(is_rule) && ahead.is_empty(),
+            ahead,
             table_stands: !missing.iter().any(is_table)
                 && !matches!(observed.nftables, Nftables::Absent(_)),
             drops: observed.drops(&claim),
@@ -274,7 +283,7 @@ impl Host {
     pub async fn changed(&mut self) -> Result<(), HostError> {
         if !self.stale {
             let claims: Vec<Claim> = self.owned.claims.iter().cloned().collect();
-            match tokio::time::timeout(UNASKED, self.watcher.changed(&claims)).await {
+            match tokio::time::timeout(UNASKED, self.watcher.changed(&claims, &self.others)).await {
                 Ok(result) => result?,
                 Err(_) => return Ok(()),
             }

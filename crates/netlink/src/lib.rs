@@ -19,6 +19,7 @@
 //! Left out on purpose: sysctls. Whoever wants a node to forward for what is behind it sets
 //! `ip_forward`; a fence does not open.
 
+mod ahead;
 mod conflicts;
 mod connection;
 mod fence;
@@ -35,6 +36,7 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
+pub use ahead::{Ahead, AnyRule, Deed, ahead};
 pub use conflicts::{Conflict, conflicts, faults};
 pub use connection::KernelError;
 pub use fence::{COUNTERS, table_name};

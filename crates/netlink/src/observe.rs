@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use crate::ahead::AnyRule;
 use crate::connection::{Connection, KernelError};
 use crate::nft::Found;
 use crate::owned::Claim;
@@ -19,6 +20,10 @@ pub struct Observed {
     pub routes: Vec<Route>,
     /// Those rules that have a shape that this crate makes, whoever made them.
     pub rules: Vec<Rule>,
+    /// All rules, in the order in which the kernel asks them within a family.
+    pub order: Vec<AnyRule>,
+    /// The routes of those tables that rules of others lead to ahead of the claims', by table.
+    pub others: BTreeMap<u32, Vec<Route>>,
     /// The families that the kernel routes.
     pub families: BTreeSet<Family>,
     /// The nftables tables that are claimed, by name.
@@ -114,9 +119,8 @@ impl Kernel {
             match self.route.dump(&route::dump_rules(family)) {
                 Ok(rules) => {
                     observed.families.insert(family);
-                    observed
-                        .rules
-                        .extend(rules.iter().filter_map(|raw| Rule::parse(raw)));
+                    let rules = rules.iter().filter_map(|raw| AnyRule::parse(raw));
+                    observed.order.extend(rules);
                 }
                 // A kernel without this family has nothing of it to fence.
                 Err(error) if [libc::EAFNOSUPPORT, libc::EOPNOTSUPP].contains(&error.errno()) => {
@@ -129,8 +133,35 @@ impl Kernel {
                 observed.routes.extend(routes);
             }
         }
+        observed.rules = (observed.order.iter())
+            .filter_map(|rule| rule.ours)
+            .collect();
+        observed.others = self.others(&observed, &claims)?;
         observed.nftables = self.tables(&claims, &mut observed.tables)?;
         Ok(observed)
+    }
+
+    /// What the tables have that rules lead to ahead of the claims', or among theirs.
+    fn others(
+        &mut self,
+        observed: &Observed,
+        claims: &[&Claim],
+    ) -> Result<BTreeMap<u32, Vec<Route>>, KernelError> {
+        let is_ahead = |rule: &&AnyRule| {
+            let mut claims = claims.iter();
+            claims.any(|claim| rule.priority <= claim.rule_priority.saturating_add(1))
+        };
+        let mut others: BTreeMap<u32, Vec<Route>> = BTreeMap::new();
+        let mut asked = BTreeSet::new();
+        for rule in observed.order.iter().filter(is_ahead) {
+            let Some(table) = rule.table() else { continue };
+            let is_ours = claims.iter().any(|claim| claim.table == table);
+            if !is_ours && asked.insert((rule.family, table)) {
+                let routes = self.routes(rule.family, table)?;
+                others.entry(table).or_default().extend(routes);
+            }
+        }
+        Ok(others)
     }
 
     fn routes(&mut self, family: Family, table: u32) -> Result<Vec<Route>, KernelError> {

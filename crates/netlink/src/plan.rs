@@ -93,11 +93,7 @@ impl fmt::Display for Change {
 
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let family = match self.family {
-            Family::V4 => "IPv4",
-            Family::V6 => "IPv6",
-        };
-        write!(f, "{family} {}:", self.priority)?;
+        write!(f, "{} {}:", self.family.name(), self.priority)?;
         if let Some(mark) = self.unmarked {
             write!(f, " not fwmark {mark:#x}")?;
         }

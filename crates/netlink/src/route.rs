@@ -31,20 +31,20 @@ const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
 const IFA_F_NODAD_NOPREFIXROUTE: u32 = 0x02 | 0x200;
 const RTM_F_CLONED: u32 = 0x200;
-const FR_ACT_TO_TBL: u8 = 1;
-const FR_ACT_BLACKHOLE: u8 = 6;
-const FIB_RULE_INVERT: u32 = 2;
-const FRA_DST: u16 = 1;
-const FRA_PRIORITY: u16 = 6;
-const FRA_FWMARK: u16 = 10;
-const FRA_TUN_ID: u16 = 12;
-const FRA_SUPPRESS_IFGROUP: u16 = 13;
-const FRA_SUPPRESS_PREFIXLEN: u16 = 14;
-const FRA_TABLE: u16 = 15;
-const FRA_FWMASK: u16 = 16;
-const FRA_PROTOCOL: u16 = 21;
+pub(crate) const FR_ACT_TO_TBL: u8 = 1;
+pub(crate) const FR_ACT_BLACKHOLE: u8 = 6;
+pub(crate) const FIB_RULE_INVERT: u32 = 2;
+pub(crate) const FRA_DST: u16 = 1;
+pub(crate) const FRA_PRIORITY: u16 = 6;
+pub(crate) const FRA_FWMARK: u16 = 10;
+pub(crate) const FRA_TUN_ID: u16 = 12;
+pub(crate) const FRA_SUPPRESS_IFGROUP: u16 = 13;
+pub(crate) const FRA_SUPPRESS_PREFIXLEN: u16 = 14;
+pub(crate) const FRA_TABLE: u16 = 15;
+pub(crate) const FRA_FWMASK: u16 = 16;
+pub(crate) const FRA_PROTOCOL: u16 = 21;
 /// What a rule has when it does not suppress.
-const UNSUPPRESSED: u32 = u32::MAX;
+pub(crate) const UNSUPPRESSED: u32 = u32::MAX;
 
 /// A family of addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -67,6 +67,14 @@ impl Family {
         }
     }
 
+    /// Its name, for people.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        }
+    }
+
     fn number(self) -> u8 {
         narrow(match self {
             Self::V4 => AF_INET,
@@ -74,7 +82,7 @@ impl Family {
         })
     }
 
-    fn from_number(number: u8) -> Option<Self> {
+    pub(crate) fn from_number(number: u8) -> Option<Self> {
         Self::ALL
             .into_iter()
             .find(|family| family.number() == number)
@@ -533,7 +541,7 @@ pub(crate) fn ip_bytes(address: IpAddr) -> Vec<u8> {
     }
 }
 
-fn read_ip(value: &[u8]) -> Option<IpAddr> {
+pub(crate) fn read_ip(value: &[u8]) -> Option<IpAddr> {
     if let Ok(octets) = <[u8; 4]>::try_from(value) {
         return Some(octets.into());
     }

@@ -1,6 +1,6 @@
 //! Hearing of changes to the host, and how often to act on them.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::time::Duration;
 
@@ -64,8 +64,13 @@ impl Watcher {
         })
     }
 
-    /// Waits until something changes that these claims may care about.
-    pub(crate) async fn changed(&mut self, claims: &[Claim]) -> io::Result<()> {
+    /// Waits until something changes that these claims may care about, or in one of the routing
+    /// tables beside theirs.
+    pub(crate) async fn changed(
+        &mut self,
+        claims: &[Claim],
+        others: &BTreeSet<u32>,
+    ) -> io::Result<()> {
         let Self { sockets, buffer } = self;
         if let Sockets::Opened(opened) = sockets {
             let registered = opened
@@ -81,7 +86,7 @@ impl Watcher {
             any_readable(registered).await?;
             let mut relevant = false;
             for (index, socket) in registered.iter().enumerate() {
-                relevant |= drain(socket.get_ref(), index == 0, claims, buffer)?;
+                relevant |= drain(socket.get_ref(), index == 0, claims, others, buffer)?;
             }
             if relevant {
                 return Ok(());
@@ -95,7 +100,13 @@ impl Watcher {
             return Ok(());
         };
         for socket in registered {
-            drain(socket.get_ref(), false, &[], &mut self.buffer)?;
+            drain(
+                socket.get_ref(),
+                false,
+                &[],
+                &BTreeSet::new(),
+                &mut self.buffer,
+            )?;
         }
         Ok(())
     }
@@ -129,7 +140,13 @@ fn subscribe(protocol: isize, groups: &[u32]) -> io::Result<Socket> {
 }
 
 /// Reads all that is there. Whether any of it matters; a loss of notifications does.
-fn drain(socket: &Socket, is_route: bool, claims: &[Claim], buffer: &mut [u8]) -> io::Result<bool> {
+fn drain(
+    socket: &Socket,
+    is_route: bool,
+    claims: &[Claim],
+    others: &BTreeSet<u32>,
+    buffer: &mut [u8],
+) -> io::Result<bool> {
     let mut relevant = false;
     loop {
         let mut space = &mut buffer[..];
@@ -139,7 +156,7 @@ fn drain(socket: &Socket, is_route: bool, claims: &[Claim], buffer: &mut [u8]) -
                 let mut messages = wire::messages(&buffer[..length]);
                 relevant |= messages.any(|message| {
                     if is_route {
-                        concerns_routing(message, claims)
+                        concerns_routing(message, claims, others)
                     } else {
                         concerns_nftables(message, claims)
                     }
@@ -154,15 +171,17 @@ fn drain(socket: &Socket, is_route: bool, claims: &[Claim], buffer: &mut [u8]) -
     }
 }
 
-/// Links, addresses and rules are few; of routes there may be very many, and only those of our table and
-/// the default ones matter.
-fn concerns_routing(message: wire::Received<'_>, claims: &[Claim]) -> bool {
+/// Links, addresses and rules are few; of routes there may be very many, and only those of our table, of
+/// tables that are asked ahead of it, and the default ones matter.
+fn concerns_routing(message: wire::Received<'_>, claims: &[Claim], others: &BTreeSet<u32>) -> bool {
     if ![RTM_NEWROUTE, RTM_DELROUTE].contains(&message.kind) {
         return true;
     }
     let is_default = message.payload.get(1) == Some(&0);
     let table = table_of_route(message.payload);
-    is_default || claims.iter().any(|claim| table == Some(claim.table))
+    is_default
+        || table.is_some_and(|table| others.contains(&table))
+        || claims.iter().any(|claim| table == Some(claim.table))
 }
 
 /// Every message about a part of a table has the table's name as its first attribute.
