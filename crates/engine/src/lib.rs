@@ -34,4 +34,4 @@ mod worker;
 pub use drops::Reason;
 pub use engine::{ApplyError, End, Engine, Options, Report, StartError, UdpOptions};
 pub use router::{Control, Edges, Entropy, Inbound, Outbound, Router, Timestamps};
-pub use worker::Threads;
+pub use worker::{Threads, default_workers};

@@ -7,6 +7,7 @@
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use warren_packet::batch::{ReadBatch, RecvBatch, SendBatch, Transmit};
@@ -48,6 +49,14 @@ pub enum Threads {
     Split,
     /// One for both: the fewest wake-ups.
     Joined,
+}
+
+/// How many workers there are unless somebody asks for a number.
+///
+/// A worker has a thread for each direction, so half of the processors are enough to keep all of them
+/// busy. Eight at most: each keeps a megabyte of batches, whether or not it has work.
+pub fn default_workers() -> usize {
+    thread::available_parallelism().map_or(1, |processors| processors.get().div_ceil(2).min(8))
 }
 
 /// A thread's share of a worker.
