@@ -1,4 +1,9 @@
-//! Nothing: the benches of this package are its point, see `benches/`.
+//! What the benches in `benches/` share: packets as a TUN delivers them, the ends of a
+//! handshake, and routers in memory.
 //!
 //! `cargo bench -p warren-benches` measures single parts; `benches/compare` measures whole tunnels
 //! beside each other.
+
+pub mod ends;
+pub mod nodes;
+pub mod packets;
