@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use warren_tests_interop::{Killed, Pair, patiently};
+use warren_tests_interop::{Host, Killed, Pair, patiently};
 
 /// Bytes each way while it goes on.
 const BYTES: u64 = 30_000_000;
@@ -34,12 +34,24 @@ fn replayed_truncated_and_oversized_messages_and_icmp_errors_harm_no_honest_data
         let count = dropped(&pair, reason);
         assert!(count > 20, "{reason}: {count}");
     }
+    assert!(unreachables(target) > 20, "{}", unreachables(target));
     drop(mischief);
 
     pair.exchange(exchange, BYTES, Duration::from_secs(60));
     assert_eq!(endpoints(), before, "nobody moved the peer");
     let peak = target.memory_kib("warren-wg", "VmHWM");
     assert!(peak < MEMORY_KIB, "it took {peak} KiB");
+}
+
+/// Errors of ICMP that the kernel of a host understood, of the type destination unreachable.
+fn unreachables(host: &Host) -> u64 {
+    let snmp = host.run("cat /proc/net/snmp");
+    let mut lines = snmp.lines().filter_map(|line| line.strip_prefix("Icmp: "));
+    let [names, values] = [(); 2].map(|()| lines.next().expect("two lines").split(' '));
+    let mut figures = names.zip(values);
+    let found = figures.find(|(name, _)| *name == "InDestUnreachs");
+    let (_, count) = found.expect("a figure of the kernel");
+    count.parse().expect("a number")
 }
 
 fn dropped(pair: &Pair, reason: &str) -> u64 {
