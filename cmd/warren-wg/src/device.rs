@@ -122,7 +122,7 @@ fn open_tun(settings: &Settings, fd: Option<OwnedFd>) -> anyhow::Result<warren_t
     let tuning = &settings.tuning;
     let mut options = warren_tun::Options {
         name: settings.interface.as_str().to_owned(),
-        queues: tuning.workers.unwrap_or_else(default_workers),
+        queues: (tuning.workers).unwrap_or_else(warren_engine::default_workers),
         offload: !tuning.no_tun_offload,
         udp_offload: !tuning.no_uso,
         multi_queue: !tuning.no_multi_queue,
@@ -139,11 +139,6 @@ fn open_tun(settings: &Settings, fd: Option<OwnedFd>) -> anyhow::Result<warren_t
         None => warren_tun::Device::open(&options)
             .with_context(|| format!("cannot open {}", settings.interface.as_str())),
     }
-}
-
-/// A worker has a thread for each direction.
-fn default_workers() -> usize {
-    thread::available_parallelism().map_or(1, |processors| processors.get().div_ceil(2).min(8))
 }
 
 fn engine_options(tuning: &Tuning) -> warren_engine::Options {
