@@ -79,7 +79,7 @@ pub(crate) struct RunArgs {
     /// Which node of it this is.
     #[arg(long, value_name = "NAME", required = true)]
     pub(crate) node: Option<NodeName>,
-    /// How many threads carry packets each way; one for each core unless given.
+    /// How many threads carry packets each way; half of the processors unless given.
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) workers: Option<u16>,
     #[command(flatten)]
@@ -93,7 +93,7 @@ pub(crate) struct Run {
     pub(crate) mesh: PathBuf,
     /// Which node of it this is.
     pub(crate) node: NodeName,
-    /// How many threads carry packets each way; `None` for one for each core.
+    /// How many threads carry packets each way; `None` leaves the number to the machine.
     pub(crate) workers: Option<u16>,
     /// Where the node keeps its own.
     pub(crate) state: PathBuf,

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -14,7 +15,7 @@ use warren_config::{HostConfig, PublicKey, WallTime};
 use warren_control::{Limits, Listener, Server, status as socket};
 use warren_engine::End;
 use warren_mesh::{Host as EndpointHost, Plan, RESOLVE_AGAIN_SECS, Resolved};
-use warren_netlink::{Host, LinkState, Report, Surroundings};
+use warren_netlink::{Ahead, Host, LinkState, Report, Surroundings};
 use warren_state::StateDir;
 
 use crate::args::Run;
@@ -28,6 +29,8 @@ use crate::watch::Watch;
 
 /// How long to wait before trying again what the host refused.
 const RETRY: Duration = Duration::from_secs(2);
+/// How long to wait at the start until the interface is seen to be up.
+const SETTLE: Duration = Duration::from_millis(50);
 /// How often to look whether a name should be asked for again, and at what nobody tells us of.
 const TICK: Duration = Duration::from_secs(RESOLVE_AGAIN_SECS);
 
@@ -58,8 +61,12 @@ struct Daemon {
     beacon: Beacon,
     /// Bytes to and from each peer at the last tick.
     traffic: BTreeMap<PublicKey, (u64, u64)>,
-    /// The file as it looked when it was last read, and at the last tick.
-    looks: (Option<Look>, Option<Look>),
+    /// The files as they looked when they were last read, and at the last tick.
+    looks: (Looks, Looks),
+    /// The rules of others that take packets past the fence's.
+    ahead: Vec<Ahead>,
+    /// Whether whoever started this daemon was told that it is ready.
+    is_ready: bool,
     /// The nodes that said at the last tick to run another file.
     strangers: BTreeSet<String>,
     board: Arc<Board>,
@@ -75,12 +82,15 @@ struct Signals {
     interrupt: Signal,
 }
 
-/// What tells one state of a file from another.
+/// How the mesh file looks, and the files of all keys that it needs.
+type Looks = BTreeMap<PathBuf, Option<Look>>;
+
+/// What tells one state of a file from another; a change of its rights is one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Look {
     inode: u64,
     len: u64,
-    modified: (i64, i64),
+    changed: (i64, i64),
 }
 
 enum Event {
@@ -105,14 +115,12 @@ impl Daemon {
         };
         let state = StateDir::new(&args.state);
         state.create()?;
-        let watch = Watch::new(&args.mesh).with_context(|| {
-            format!("the directory of {} cannot be watched", args.mesh.display())
-        })?;
+        let mut watch = Watch::new().context("this host lets watch no file")?;
         let mut host = Host::new(state.path())?;
 
-        let look = Look::at(&args);
         let resolved = Resolved::new();
-        let (mesh, refused) = match consider(&args, &state, &mut host, &resolved) {
+        let (looks, considered) = consider(&args, &state, &mut host, &resolved, &mut watch);
+        let (mesh, refused) = match considered {
             Ok(mesh) => (mesh, Vec::new()),
             Err(sentences) => match Mesh::last_good(&args.node, &state) {
                 Some(mesh) => {
@@ -144,7 +152,9 @@ impl Daemon {
             made: None,
             beacon: Beacon::default(),
             traffic: BTreeMap::new(),
-            looks: (look, look),
+            looks: (looks.clone(), looks),
+            ahead: Vec::new(),
+            is_ready: false,
             strangers: BTreeSet::new(),
             board,
             watch,
@@ -158,7 +168,6 @@ impl Daemon {
             fence_as_it_was(&daemon.state);
             bail!("{}", daemon.failures.join("\n"));
         }
-        notify::ready();
         Ok(daemon)
     }
 
@@ -168,11 +177,13 @@ impl Daemon {
         tick.tick().await;
         let mut retry_at = None;
         loop {
-            // Other events do not put it off.
-            retry_at = match self.failures.is_empty() {
-                true => None,
-                false => Some(retry_at.unwrap_or_else(|| Instant::now() + RETRY)),
+            let wait = match (self.failures.is_empty(), self.is_ready) {
+                (true, true) => None,
+                (true, false) => Some(SETTLE),
+                (false, _) => Some(RETRY),
             };
+            // Other events do not put it off.
+            retry_at = wait.map(|wait| retry_at.unwrap_or_else(|| Instant::now() + wait));
             let event = tokio::select! {
                 Some(()) = self.signals.terminate.recv() => Event::End,
                 Some(()) = self.signals.interrupt.recv() => Event::End,
@@ -195,7 +206,7 @@ impl Daemon {
                 Event::End => break,
                 Event::Reload => self.reload(),
                 Event::Changed => {
-                    if Look::at(&self.args) != self.looks.0 {
+                    if Look::again(&self.looks.0) != self.looks.0 {
                         self.reload();
                     }
                 }
@@ -213,9 +224,15 @@ impl Daemon {
 
     /// Reads the mesh file and the keys again: all of it comes into force, or nothing.
     fn reload(&mut self) {
-        let look = Look::at(&self.args);
-        self.looks = (look, look);
-        match consider(&self.args, &self.state, &mut self.host, &self.resolved) {
+        let (looks, considered) = consider(
+            &self.args,
+            &self.state,
+            &mut self.host,
+            &self.resolved,
+            &mut self.watch,
+        );
+        self.looks = (looks.clone(), looks);
+        match considered {
             Ok(mesh) if mesh.is_same(&self.mesh) && self.refused.is_empty() => {}
             Ok(mesh) => {
                 self.refused.clear();
@@ -298,17 +315,42 @@ impl Daemon {
                 facts.fence = fence_in_words(&report);
                 facts.nftables = report.table_stands;
                 facts.fence_drops = report.drops;
+                drop(facts);
+                self.came_ahead(report.ahead);
             }
             Err(error) => failures.push(error.to_string()),
+        }
+        // 4. The sockets, which the interface has as soon as it is up.
+        if let Some(tunnel) = &self.tunnel {
+            match tunnel.unbound() {
+                Some(why) => failures.push(why),
+                None if !self.is_ready && tunnel.listens(&plan) => self.ready(),
+                None => {}
+            }
         }
         self.beacon.listen(&plan);
         self.post(plan, failures);
     }
 
+    /// Tells whoever started this daemon that it does what it is there for.
+    fn ready(&mut self) {
+        self.is_ready = true;
+        tracing::info!("ready");
+        notify::ready();
+    }
+
+    /// Says in the log what rules take packets past the fence's, each when it is new.
+    fn came_ahead(&mut self, ahead: Vec<Ahead>) {
+        for rule in ahead.iter().filter(|rule| !self.ahead.contains(rule)) {
+            tracing::warn!("{rule} comes before the fence's and may take packets past them");
+        }
+        self.ahead = ahead;
+    }
+
     fn tunnel_as(&mut self, plan: &Plan) -> anyhow::Result<()> {
         if self.tunnel.is_none() {
-            let cores = std::thread::available_parallelism().map_or(1, usize::from);
-            let workers = self.args.workers.map_or(cores, usize::from);
+            let workers =
+                (self.args.workers).map_or_else(warren_engine::default_workers, usize::from);
             self.tunnel = Some(Tunnel::open(plan, workers, &self.state)?);
             self.traffic.clear();
         }
@@ -415,15 +457,14 @@ impl Daemon {
 
     fn tick(&mut self) {
         // What no watch tells of is taken when it has looked the same twice.
-        let look = Look::at(&self.args);
-        let settled = look == self.looks.1;
-        self.looks.1 = look;
-        if settled && look != self.looks.0 {
+        let looks = Look::again(&self.looks.0);
+        let settled = looks == self.looks.1;
+        let is_new = looks != self.looks.0;
+        self.looks.1 = looks;
+        if settled && is_new {
             self.reload();
         }
-        if let Err(error) = self.watch.begin() {
-            tracing::debug!(%error, "the mesh file's directory is not there to be watched");
-        }
+        self.watch.begin();
         self.name_strangers();
         let Some(tunnel) = &self.tunnel else { return };
         let device = tunnel.engine().status();
@@ -473,14 +514,40 @@ fn fence_as_it_was(state: &StateDir) {
     }
 }
 
-/// A new file: right by itself, right for this host, and with all its keys; or sentences.
+/// A new file: right by itself, right for this host, and with all its keys; or sentences. From now on all
+/// these files are watched; how they looked before they were read.
 fn consider(
     args: &Run,
     state: &StateDir,
     host: &mut Host,
     resolved: &Resolved,
+    watch: &mut Watch,
+) -> (Looks, Result<Mesh, Vec<String>>) {
+    let own = BTreeSet::from([args.mesh.clone(), state.private_key_path()]);
+    let mut files = own.clone();
+    loop {
+        watch.files(&files);
+        let looks: Looks = (files.iter())
+            .map(|file| (file.clone(), Look::at(file)))
+            .collect();
+        let mut named = own.clone();
+        let mesh = Mesh::read(&args.mesh, &args.node, state, &mut named);
+        // A key that was not looked at before it was read could have changed in between.
+        if named.is_subset(&files) {
+            let mesh = mesh.and_then(|mesh| right_here(args, mesh, host, resolved));
+            return (looks, mesh);
+        }
+        files.extend(named);
+    }
+}
+
+/// The file, if it is right for this host.
+fn right_here(
+    args: &Run,
+    mesh: Mesh,
+    host: &mut Host,
+    resolved: &Resolved,
 ) -> Result<Mesh, Vec<String>> {
-    let mesh = Mesh::read(&args.mesh, &args.node, state)?;
     let plan = plan(args, &mesh, host, resolved).map_err(|sentence| vec![sentence])?;
     let errors = mesh.errors(&plan);
     match errors.is_empty() {
@@ -531,13 +598,19 @@ async fn ended(tunnel: Option<&mut Tunnel>) -> End {
 }
 
 impl Look {
-    fn at(args: &Run) -> Option<Self> {
-        let metadata = std::fs::metadata(&args.mesh).ok()?;
+    fn at(file: &Path) -> Option<Self> {
+        let metadata = std::fs::metadata(file).ok()?;
         Some(Self {
             inode: metadata.ino(),
             len: metadata.len(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
         })
+    }
+
+    /// How the same files look now.
+    fn again(looks: &Looks) -> Looks {
+        let files = looks.keys();
+        files.map(|file| (file.clone(), Self::at(file))).collect()
     }
 }
 

@@ -1,8 +1,9 @@
 //! A mesh file with the secrets it needs: read as a whole, or refused as a whole.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use warren_mesh::{MeshFile, NodeName, Plan, Problem, Resolved, Secrets, Severity, Underlay, plan};
 use warren_netlink::Surroundings;
@@ -22,11 +23,13 @@ pub(crate) struct Mesh {
 }
 
 impl Mesh {
-    /// Reads the file at `path`, or says in sentences why it is refused.
+    /// Reads the file at `path`, or says in sentences why it is refused. The files of all keys that it
+    /// needs are put into `files`, also of those that are missing.
     pub(crate) fn read(
         path: &Path,
         node: &NodeName,
         state: &StateDir,
+        files: &mut BTreeSet<PathBuf>,
     ) -> Result<Self, Vec<String>> {
         let shown = path.display();
         let mut bytes = Vec::new();
@@ -38,14 +41,15 @@ impl Mesh {
         }
         let text = String::from_utf8(bytes)
             .map_err(|_| vec![format!("{shown} is no text; a mesh file is TOML in UTF-8")])?;
-        Self::parse(text, &shown.to_string(), node, state)
+        Self::parse(text, &shown.to_string(), node, state, files)
     }
 
     /// The last file that was taken, if there was one.
     pub(crate) fn last_good(node: &NodeName, state: &StateDir) -> Option<Self> {
         let text = String::from_utf8(state.read(LAST_GOOD).ok()??).ok()?;
         let path = state.path().join(LAST_GOOD);
-        Self::parse(text, &path.display().to_string(), node, state).ok()
+        let name = path.display().to_string();
+        Self::parse(text, &name, node, state, &mut BTreeSet::new()).ok()
     }
 
     fn parse(
@@ -53,6 +57,7 @@ impl Mesh {
         name: &str,
         node: &NodeName,
         state: &StateDir,
+        files: &mut BTreeSet<PathBuf>,
     ) -> Result<Self, Vec<String>> {
         let file = MeshFile::parse(&text, name)
             .map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>())?;
@@ -63,6 +68,7 @@ impl Mesh {
             Err(error) => errors.push(error.to_string()),
         }
         for key_file in file.directory.key_files(node) {
+            files.insert(state.path().join(&key_file.0));
             match state.preshared_key(&key_file.0) {
                 Ok(key) => {
                     secrets.preshared_keys.insert(key_file.clone(), key);

@@ -121,7 +121,15 @@ fn name_peers(status: &mut Status, plan: &Plan, facts: &Facts) {
 
 /// How the fence stands, in words.
 pub(crate) fn fence_in_words(report: &Report) -> String {
+    let ahead: Vec<String> = report.ahead.iter().map(ToString::to_string).collect();
+    let ahead = ahead.join(" and ");
     let now = match (report.rules_stand, report.table_stands, &report.nftables) {
+        (false, true, _) if !ahead.is_empty() => {
+            format!("closed by nftables alone: {ahead} may take packets past the fence's rules")
+        }
+        (false, false, _) if !ahead.is_empty() => format!(
+            "OPEN: {ahead} may take packets past the fence's rules, and nftables does not stand"
+        ),
         (true, true, _) => "closed twice, by rules and by nftables".to_owned(),
         (true, false, Nftables::Absent(why)) => {
             format!("closed by rules alone, since there is no nftables here ({why})")

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use tokio::sync::oneshot;
 use warren_config::DeviceConfig;
 use warren_engine::{End, Engine, Options, Timestamps};
@@ -73,9 +73,21 @@ impl Tunnel {
         let local: Vec<_> = plan.host.fence.local.iter().copied().collect();
         self.engine.set_local(Some(&local));
         if !change.is_empty() {
-            self.engine.apply(&change)?;
+            (self.engine.apply(&change)).map_err(|error| anyhow!(remedy(error.to_string())))?;
         }
         Ok(())
+    }
+
+    /// Whether its sockets are open, on the port of the plan.
+    pub(crate) fn listens(&self, plan: &Plan) -> bool {
+        let report = self.engine.report();
+        let is_open = report.up && report.unbound.is_none();
+        is_open && self.engine.status().listen_port == plan.device.listen_port
+    }
+
+    /// Why there are no sockets although the interface is up, and what to do.
+    pub(crate) fn unbound(&self) -> Option<String> {
+        (self.engine.report().unbound).map(|why| format!("no peer is reached: {}", remedy(why)))
     }
 
     /// Waits until the engine comes to its end by itself. Dropping the future loses nothing.
@@ -87,6 +99,14 @@ impl Tunnel {
 impl Drop for Tunnel {
     fn drop(&mut self) {
         self.engine.shutdown();
+    }
+}
+
+/// What is wrong with the sockets, with what can be done where something can.
+fn remedy(why: String) -> String {
+    match why.contains("in use") {
+        true => format!("{why}; end that program, or give the mesh another `port`"),
+        false => why,
     }
 }
 

@@ -1,10 +1,11 @@
-//! Hears of changes of one file, also when another is renamed over it.
+//! Hears of changes of a few files, also when others are renamed over them.
 //!
-//! The directory is watched, since a file that is replaced takes its watch with it. Any file in it
+//! Their directories are watched, since a file that is replaced takes its watch with it. Any file in them
 //! counts, because ours may be a link to a neighbour. A file counts when whoever writes it is done:
 //! half of one may be a good file with half of the nodes. What a watch cannot hear of (a network file
 //! system, a link to elsewhere) is found by the daemon's own timer.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
@@ -14,26 +15,21 @@ use std::sync::Arc;
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use tokio::sync::Notify;
 
-/// Hears of changes in a file's directory.
+/// Hears of changes in the directories of files.
 pub(crate) struct Watch {
     inotify: Arc<OwnedFd>,
-    directory: PathBuf,
+    directories: BTreeSet<PathBuf>,
     heard: Arc<Notify>,
 }
 
 impl Watch {
-    /// Watches the directory of `file`, on a thread that ends with the process.
-    pub(crate) fn new(file: &Path) -> io::Result<Self> {
-        let directory = match file.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-            _ => PathBuf::from("."),
-        };
+    /// Hears of nothing yet, on a thread that ends with the process.
+    pub(crate) fn new() -> io::Result<Self> {
         let watch = Self {
             inotify: Arc::new(inotify::init(CreateFlags::CLOEXEC)?),
-            directory,
+            directories: BTreeSet::new(),
             heard: Arc::default(),
         };
-        watch.begin()?;
         let (inotify, heard) = (watch.inotify.clone(), watch.heard.clone());
         std::thread::Builder::new()
             .name("warren-watch".to_owned())
@@ -41,20 +37,41 @@ impl Watch {
         Ok(watch)
     }
 
-    /// Watches the directory that has the path now.
-    pub(crate) fn begin(&self) -> io::Result<()> {
+    /// Watches the directories of these files from now on. Those of earlier files may be heard of still.
+    pub(crate) fn files(&mut self, files: &BTreeSet<PathBuf>) {
+        self.directories = files.iter().map(|file| directory_of(file)).collect();
+        self.begin();
+    }
+
+    /// Watches the directories that have the paths now. One that is not there is passed over.
+    pub(crate) fn begin(&self) {
+        for directory in &self.directories {
+            if let Err(error) = self.watch(directory) {
+                tracing::debug!(%error, "{} cannot be watched", directory.display());
+            }
+        }
+    }
+
+    fn watch(&self, directory: &Path) -> io::Result<()> {
         let interesting = WatchFlags::CLOSE_WRITE
             | WatchFlags::MOVED_TO
             | WatchFlags::MOVED_FROM
             | WatchFlags::DELETE
             | WatchFlags::ONLYDIR;
-        inotify::add_watch(&self.inotify, &self.directory, interesting)?;
+        inotify::add_watch(&self.inotify, directory, interesting)?;
         Ok(())
     }
 
-    /// Waits until something in the directory has changed. Dropping the future loses nothing.
+    /// Waits until something in the directories has changed. Dropping the future loses nothing.
     pub(crate) async fn changed(&self) {
         self.heard.notified().await;
+    }
+}
+
+fn directory_of(file: &Path) -> PathBuf {
+    match file.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
     }
 }
 
@@ -67,7 +84,7 @@ fn listen(inotify: &OwnedFd, heard: &Notify) {
             Ok(_) => heard.notify_one(),
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => {
-                tracing::warn!(%error, "the mesh file is looked at once in a while only");
+                tracing::warn!(%error, "the mesh file and the keys are looked at once in a while only");
                 return;
             }
         }
