@@ -174,7 +174,7 @@ impl AnyRule {
         for (kind, value) in wire::attributes(payload.get(12..)?) {
             match kind {
                 route::FRA_DST => {
-                    rule.to = Some(IpNet::new(route::read_ip(value)?, to_length).ok()?)
+                    rule.to = Some(IpNet::new(route::read_ip(value)?, to_length).ok()?);
                 }
                 FRA_IIFNAME => rule.from_interface = name(value),
                 FRA_OIFNAME => rule.by_interface = name(value),
