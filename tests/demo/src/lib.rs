@@ -11,11 +11,15 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+use warren_tests_lab::built;
+pub use warren_tests_lab::patiently;
+
+/// How long anything may take that is done at once.
+pub const AT_ONCE: Duration = Duration::from_secs(10);
 
 /// Both binaries in a directory that everybody may enter; gone when dropped.
 pub struct Copy {
@@ -26,7 +30,6 @@ impl Copy {
     /// Copies this checkout's binaries, built with the tests' profile.
     pub fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let built = built();
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("wdm-{}-{count}", std::process::id());
         let directory = env::temp_dir().join(name);
@@ -34,7 +37,7 @@ impl Copy {
         let open = fs::Permissions::from_mode(0o755);
         fs::set_permissions(&directory, open).expect("it is ours");
         for binary in ["warren", "warrend"] {
-            fs::copy(built.join(binary), directory.join(binary)).expect("it was built");
+            fs::copy(built(binary), directory.join(binary)).expect("it was built");
         }
         Self { directory }
     }
@@ -92,7 +95,7 @@ impl Copy {
 
     /// Waits until there is no process left. Panics when that does not come.
     pub fn wait_until_gone(&self) {
-        wait_until("the demo's processes are gone", || {
+        patiently("the demo's processes are gone", AT_ONCE, || {
             self.processes().is_empty()
         });
     }
@@ -165,49 +168,4 @@ impl Drop for Demo<'_> {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// Waits for a condition; panics when it does not come.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a test bounds how long something takes"
-)]
-pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    const AT_MOST: Duration = Duration::from_secs(10);
-    let start = Instant::now();
-    let (_keep, never) = std::sync::mpsc::channel::<()>();
-    while !condition() {
-        assert!(start.elapsed() < AT_MOST, "{what}: not within {AT_MOST:?}");
-        let _ = never.recv_timeout(Duration::from_millis(5));
-    }
-}
-
-/// Where this checkout's binaries are, built with the tests' profile.
-fn built() -> &'static Path {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        // TARGET/PROFILE/deps/THIS-TEST
-        let this = env::current_exe().expect("a test is a file");
-        let directory = this
-            .ancestors()
-            .nth(2)
-            .expect("it is in a target directory");
-        let profile = match directory.file_name().and_then(|name| name.to_str()) {
-            Some("debug") => "dev",
-            Some(profile) => profile,
-            None => panic!("{} is no target directory", directory.display()),
-        };
-        let built = Command::new(env!("CARGO"))
-            .args(["build", "--quiet", "--profile", profile])
-            .args(["--package", "warren", "--package", "warrend"])
-            .arg("--target-dir")
-            .arg(directory.parent().expect("a target directory"))
-            .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."))
-            .status();
-        assert!(
-            built.expect("cargo runs").success(),
-            "warren does not build"
-        );
-        directory.to_owned()
-    })
 }

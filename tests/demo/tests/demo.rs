@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::process::Signal;
 use serde_json::Value;
-use warren_tests_demo::{Copy, Demo, wait_until};
+use warren_tests_demo::{AT_ONCE, Copy, Demo, patiently};
 
 /// Nobody in particular.
 const NOBODY: u32 = 65534;
@@ -201,7 +201,7 @@ fn inside(demo: &Demo<'_>, command: &str, more: &[&str]) -> Output {
     let mut entered = Command::new(words.next().expect("nsenter"));
     entered.args(words);
     let mut output = None;
-    wait_until("hut can be entered", || {
+    patiently("hut can be entered", AT_ONCE, || {
         output = entered.output().ok();
         output.is_some()
     });

@@ -1,15 +1,14 @@
 //! Network namespaces that are gone when the test is.
 
 use std::env;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
-use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::{self, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use warren_tests_lab::thread_in;
 
 /// A network namespace; removed when dropped.
 pub struct Namespace {
@@ -75,19 +74,17 @@ impl Namespace {
             .expect("ip(8) is there")
     }
 
+    /// The file that stands for it.
+    pub(crate) fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/run/netns/{}", self.name))
+    }
+
     /// Runs a function on a thread of its own inside.
     pub fn thread<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> JoinHandle<T> {
-        let path = format!("/run/netns/{}", self.name);
-        thread::spawn(move || {
-            let namespace = File::open(path).expect("the namespace is there");
-            let kind = Some(LinkNameSpaceType::Network);
-            move_into_link_name_space(namespace.as_fd(), kind)
-                .expect("tests of the fence are root");
-            work()
-        })
+        thread_in(&self.path(), work)
     }
 
     /// Runs a function inside and waits for its result.

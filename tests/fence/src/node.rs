@@ -3,11 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Child;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use warren_config::{Fence, HostConfig};
 use warren_netlink::{Host, Observed, Options, plan};
+use warren_tests_lab::patiently;
 
 use crate::namespace::Namespace;
 
@@ -104,7 +105,7 @@ impl Daemon {
     /// Waits until nothing is left to change; how long it took.
     pub fn wait_until_whole(&self, at: &Namespace, node: Node) -> Duration {
         let is_whole = || is_whole(at, &self.directory, node, self.shared);
-        wait_until(
+        patiently(
             "the host is as it should be",
             Duration::from_secs(5),
             is_whole,
@@ -166,19 +167,4 @@ fn is_whole(at: &Namespace, directory: &Path, node: Node, shared: bool) -> bool 
         observed.link(INTERFACE).is_some_and(|link| link.up)
             && plan(&observed, &config, host.owned()).is_empty()
     })
-}
-
-/// Waits for a condition; how long it took. Panics when it does not come.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a test measures how long something takes"
-)]
-pub fn wait_until(what: &str, at_most: Duration, mut condition: impl FnMut() -> bool) -> Duration {
-    let start = Instant::now();
-    let (_keep, never) = std::sync::mpsc::channel::<()>();
-    while !condition() {
-        assert!(start.elapsed() < at_most, "{what}: not within {at_most:?}");
-        let _ = never.recv_timeout(Duration::from_millis(5));
-    }
-    start.elapsed()
 }

@@ -4,12 +4,13 @@
 //! behind one of them, and a sniffer on the underlay looks for what is of the mesh.
 
 use std::collections::BTreeMap;
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use warren_netlink::{Host, Options, load_fence, table_name};
 use warren_tests_fence::{
     Arrivals, Daemon, FWMARK, Flood, INTERFACE, Namespace, Node, Sniffed, Sniffer, Topology,
-    config_of, observe, open_tun, state_directory, wait_until,
+    config_of, observe, open_tun, patiently, state_directory,
 };
 
 const DAEMON: &str = env!("CARGO_BIN_EXE_fence-daemon");
@@ -51,7 +52,7 @@ impl Scene {
     }
 
     fn with(topology: Topology, tied: bool) -> Self {
-        let sniffer = Sniffer::start(&topology);
+        let sniffer = topology.sniffer();
         let floods = vec![
             Flood::start(&topology.a, &TO_B, FWMARK, tied),
             // The network behind a has addresses of the mesh, and may speak to the underlay under them.
@@ -70,7 +71,7 @@ impl Scene {
     /// Lets traffic flow for a while.
     fn go_on(&self) {
         let before: Vec<u64> = self.floods.iter().map(Flood::attempts).collect();
-        wait_until("traffic flows", Duration::from_secs(20), || {
+        patiently("traffic flows", Duration::from_secs(20), || {
             self.floods
                 .iter()
                 .zip(&before)
@@ -298,11 +299,11 @@ fn everything_torn_down_in_turn_leaks_nothing_while_one_fence_stands() {
         // More often would be a fight, and be put back twice a second.
         for _ in 0..3 {
             at.run("nft flush ruleset");
-            wait_until("the table is back", ONE_SECOND, || {
+            patiently("the table is back", ONE_SECOND, || {
                 at.run("nft list tables").contains("warren")
             });
             remove_rules(at);
-            wait_until("the rules are back", ONE_SECOND, || {
+            patiently("the rules are back", ONE_SECOND, || {
                 ["ip rule", "ip -6 rule"]
                     .iter()
                     .all(|list| at.run(list).contains("blackhole"))
@@ -351,6 +352,68 @@ fn the_nftables_table_alone_is_closed() {
     scene.topology.a.ip("route add 10.1.2.0/24 dev warren0");
     scene.go_on();
     scene.end_closed();
+}
+
+#[test]
+fn a_rule_of_somebody_else_ahead_is_named_and_the_nftables_table_holds() {
+    let topology = Topology::new();
+    set_up(&topology.b, Node::B, Options::default());
+    let directory = state_directory(&topology.a);
+    let (tell, told) = channel();
+    let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
+    let keeper = topology.a.thread(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        runtime.expect("a runtime").block_on(async {
+            let config = config_of(Node::A);
+            let _tun = open_tun(INTERFACE).expect("a TUN");
+            let mut host = Host::new(&directory).expect("netlink is there");
+            loop {
+                let report = host.converge(&config).expect("is sound");
+                let names: Vec<String> = report.ahead.iter().map(ToString::to_string).collect();
+                // Nobody asks any more at the end.
+                let _ = tell.send((report.rules_stand, report.table_stands, names));
+                tokio::select! {
+                    _ = &mut stopped => return,
+                    changed = host.changed() => changed.expect("netlink is there"),
+                }
+            }
+        });
+    });
+    let told_of = |expected: &[&str]| loop {
+        let (rules_stand, table_stands, names) =
+            (told.recv_timeout(5 * ONE_SECOND)).unwrap_or_else(|_| panic!("never: {expected:?}"));
+        if table_stands && names == expected {
+            assert_eq!(rules_stand, expected.is_empty());
+            return;
+        }
+    };
+    told_of(&[]);
+    let scene = Scene::new(topology);
+    let at = &scene.topology.a;
+
+    at.ip("rule add priority 90 lookup main");
+    told_of(&["the IPv4 rule of preference 90 (lookup 254)"]);
+    scene.go_on();
+    at.ip("-6 rule add priority 90 lookup 100");
+    at.ip("-6 route add fd00:1:2::/64 via 2001:db8::fe table 100");
+    let both = [
+        "the IPv4 rule of preference 90 (lookup 254)",
+        "the IPv6 rule of preference 90 (lookup 100)",
+    ];
+    told_of(&both);
+    scene.go_on();
+    // A route in that table is heard of, too.
+    at.ip("-6 route del fd00:1:2::/64 table 100");
+    told_of(&both[..1]);
+    at.ip("rule del priority 90");
+    told_of(&[]);
+
+    let topology = scene.end_closed();
+    let _ = stop.send(());
+    keeper.join().expect("it does not panic");
+    drop(topology);
 }
 
 #[test]
@@ -413,14 +476,14 @@ fn what_is_behind_a_node_is_not_sent_by_the_default_route_when_its_interface_is_
     let topology = Topology::new();
     set_up(&topology.a, Node::A, Options::default());
     topology.a.ip("link set lan0 down");
-    let sniffer = Sniffer::start(&topology);
+    let sniffer = topology.sniffer();
     let flood = Flood::start(
         &topology.a,
         &["10.1.1.5", "fd00:1:1::5", "192.0.2.254"],
         FWMARK,
         false,
     );
-    wait_until("traffic", Duration::from_secs(10), || {
+    patiently("traffic", Duration::from_secs(10), || {
         flood.attempts() > 1000
     });
     flood.stop();
@@ -461,7 +524,7 @@ fn plaintext_from_the_mesh_s_addresses_does_not_enter() {
             Flood::start_as(&topology.stranger, "2001:db8::66", &v6),
         ])
         .collect();
-    wait_until("traffic", Duration::from_secs(10), || {
+    patiently("traffic", Duration::from_secs(10), || {
         floods.iter().all(|flood| flood.attempts() > 300)
     });
     for flood in floods {
@@ -512,7 +575,7 @@ fn what_is_behind_a_node_still_reaches_the_node_the_underlay_and_is_reached() {
             &["10.1.1.5", "10.1.0.1", "192.0.2.1"],
         ),
     ];
-    wait_until("traffic", Duration::from_secs(10), || {
+    patiently("traffic", Duration::from_secs(10), || {
         floods.iter().all(|flood| flood.attempts() > 300)
     });
     for flood in floods {
@@ -572,7 +635,7 @@ fn a_packet_from_a_peer_to_what_is_not_this_node_s_is_dropped_and_counted() {
             }
         }
     });
-    wait_until("the packets are seen", ONE_SECOND, || {
+    patiently("the packets are seen", ONE_SECOND, || {
         drops(&topology.a)["in_foreign"] >= 50
     });
 

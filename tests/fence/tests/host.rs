@@ -5,7 +5,7 @@ use std::time::Duration;
 use warren_netlink::{Change, Conflict, Host, HostError, Occupied, Options, conflicts, table_name};
 use warren_tests_fence::{
     Daemon, FWMARK, Flood, INTERFACE, Namespace, Node, Topology, config_of, observe, open_tun,
-    state_directory, wait_until,
+    patiently, state_directory,
 };
 
 const DAEMON: &str = env!("CARGO_BIN_EXE_fence-daemon");
@@ -291,7 +291,7 @@ fn marked_packets_of_the_tunnel_itself_leave_by_the_underlay() {
     let topology = Topology::new();
     let _daemon = Daemon::start(&topology.a, Node::A, DAEMON, false);
     let flood = Flood::start(&topology.a, &["192.0.2.2", "2001:db8::2"], FWMARK, true);
-    wait_until("traffic", Duration::from_secs(5), || flood.attempts() > 500);
+    patiently("traffic", Duration::from_secs(5), || flood.attempts() > 500);
     let (attempts, sent) = flood.stop();
     assert_eq!(attempts, sent);
     assert!(observe(&topology.a, Node::A).link(INTERFACE).is_some());

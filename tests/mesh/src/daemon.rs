@@ -1,16 +1,15 @@
 //! `warrend`, built when it is missing, and how it is asked.
 
-use std::env;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use warren_control::status::{self, Peer, Status};
+use warren_tests_lab::{Run, built, patiently};
 
-use crate::host::{Host, Run, patiently};
+use crate::host::Host;
 use crate::network::Node;
 
 /// Where the daemon of the default interface tells its status, on its own host.
@@ -34,9 +33,14 @@ impl Daemon {
 
     /// Starts it with a mesh file of its own.
     pub fn start_with(node: &Node, mesh: &Path) -> Self {
+        Self::start_by(node, &mut Self::command(node, mesh))
+    }
+
+    /// Starts it by this command.
+    pub fn start_by(node: &Node, command: &mut Command) -> Self {
         let log = node.state.with_extension("log");
         let to_log = || File::create(&log).expect("a scratch directory");
-        let child = Self::command(node, mesh)
+        let child = command
             .stdout(to_log())
             .stderr(to_log())
             .spawn()
@@ -129,35 +133,11 @@ impl Host {
 }
 
 /// This checkout's `warrend`, built with the tests' profile; the variable `WARREND` names another.
-pub fn warrend() -> &'static Path {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| built("warrend", "WARREND"))
+pub fn warrend() -> PathBuf {
+    built("warrend")
 }
 
 /// This checkout's `warren`, likewise; the variable `WARREN` names another.
-pub fn warren() -> &'static Path {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| built("warren", "WARREN"))
-}
-
-fn built(package: &str, variable: &str) -> PathBuf {
-    if let Some(path) = env::var_os(variable) {
-        return path.into();
-    }
-    // TARGET/PROFILE/deps/THIS-TEST
-    let this = env::current_exe().expect("a test is a file");
-    let directory = (this.ancestors().nth(2)).expect("it is in a target directory");
-    let profile = match directory.file_name().and_then(|name| name.to_str()) {
-        Some("debug") => "dev",
-        Some(profile) => profile,
-        None => panic!("{} is no target directory", directory.display()),
-    };
-    let built = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--package", package])
-        .args(["--profile", profile, "--target-dir"])
-        .arg(directory.parent().expect("a target directory"))
-        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."))
-        .status();
-    assert!(built.expect("cargo runs").success(), "it does not build");
-    directory.join(package)
+pub fn warren() -> PathBuf {
+    built("warren")
 }

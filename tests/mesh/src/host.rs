@@ -1,16 +1,12 @@
-//! Hosts in namespaces, and waiting.
+//! Hosts in namespaces.
 
-use std::fmt;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufRead, BufReader};
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::mpsc;
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::process::{Child, Command, Stdio};
+use std::thread::JoinHandle;
 
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use warren_tests_lab::{Run, thread_in};
 
 /// A host with a network and mounts of its own, until it is dropped.
 #[derive(Debug)]
@@ -82,18 +78,17 @@ impl Host {
         self.attempt(&format!("ping -c 1 -W 2 {address}")).success
     }
 
+    /// The file that stands for the host's network.
+    pub(crate) fn network(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/ns/net", self.pid()))
+    }
+
     /// Runs a function on a thread of its own in the host's network.
     pub fn thread<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> JoinHandle<T> {
-        let network =
-            File::open(format!("/proc/{}/ns/net", self.pid())).expect("the host is there");
-        thread::spawn(move || {
-            let kind = Some(LinkNameSpaceType::Network);
-            move_into_link_name_space(network.as_fd(), kind).expect("these tests are root");
-            work()
-        })
+        thread_in(&self.network(), work)
     }
 }
 
@@ -115,51 +110,6 @@ fn with_us(program: &str) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", program]);
     command
-}
-
-/// What a program did.
-#[derive(Debug)]
-pub struct Run {
-    /// Whether it ended well.
-    pub success: bool,
-    /// What it wrote.
-    pub stdout: String,
-    /// What it complained about.
-    pub stderr: String,
-}
-
-impl From<&mut Command> for Run {
-    fn from(command: &mut Command) -> Self {
-        let output: Output = (command.stdin(Stdio::null()).output()).expect("it is installed");
-        Self {
-            success: output.status.success(),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        }
-    }
-}
-
-impl fmt::Display for Run {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { stdout, stderr, .. } = self;
-        write!(f, "{}{}", stdout.trim_end(), stderr.trim_end())
-    }
-}
-
-/// Looks until it is so, and says how long that took. Panics when it takes longer than `at_most`.
-#[track_caller]
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a test measures how long something takes"
-)]
-pub fn patiently(what: &str, at_most: Duration, mut is_so: impl FnMut() -> bool) -> Duration {
-    let start = Instant::now();
-    let (_keep, never) = mpsc::channel::<()>();
-    while !is_so() {
-        assert!(start.elapsed() < at_most, "not within {at_most:?}: {what}");
-        let _ = never.recv_timeout(Duration::from_millis(10));
-    }
-    start.elapsed()
 }
 
 /// Writes a file beside its place and renames it over, as careful tools do.

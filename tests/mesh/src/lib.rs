@@ -21,9 +21,10 @@ mod traffic;
 mod wiretap;
 
 pub use daemon::{Daemon, SOCKET, warren, warrend};
-pub use host::{Host, Run, patiently};
+pub use host::Host;
 pub use network::{Network, Node};
 pub use traffic::{Arrivals, Flood, Flow, PORT, TEXT};
+pub use warren_tests_lab::{Run, patiently};
 pub use wiretap::{Seen, Wiretap};
 
 /// The tunnel's interface, as mesh files have it by default.

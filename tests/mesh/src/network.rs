@@ -9,7 +9,7 @@ use warren_config::PrivateKey;
 use warren_state::StateDir;
 
 use crate::host::{Host, rename_over};
-use crate::wiretap::Wiretap;
+use crate::wiretap::{self, Wiretap};
 
 /// The underlay and the nodes on it.
 #[derive(Debug)]
@@ -103,7 +103,7 @@ impl Network {
 
     /// Listens on the underlay from now on.
     pub fn wiretap(&self) -> Wiretap {
-        Wiretap::start(&self.underlay)
+        wiretap::start(&self.underlay)
     }
 
     /// The mesh file of these nodes.

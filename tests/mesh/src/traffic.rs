@@ -9,8 +9,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use warren_tests_lab::patiently;
 
-use crate::host::{Host, patiently};
+use crate::host::Host;
 use crate::network::Node;
 
 /// What each packet of these tests says.

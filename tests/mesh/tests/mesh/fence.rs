@@ -130,6 +130,35 @@ fn replaced_routes_leak_nothing_and_are_put_back_within_a_second() {
 }
 
 #[test]
+fn a_rule_of_somebody_else_ahead_is_named_and_leaks_nothing() {
+    let scene = Scene::new();
+    let (at, daemon) = (&scene.network.a.host, &scene.daemons[0]);
+    let fence = |words: &str| {
+        let words = words.to_owned();
+        daemon.wait(&words.clone(), 5 * ONE_SECOND, move |status| {
+            let fence = status.node.fence.as_deref();
+            fence.is_some_and(|fence| fence.starts_with(&words))
+        });
+    };
+    fence("closed twice, ");
+    at.run("ip rule add priority 99 lookup main; ip -6 rule add priority 50 lookup 100");
+    // One is behind ours, and the table of the other is empty.
+    fence("closed twice, ");
+    at.run("ip -6 route add default via 2001:db8::fe table 100");
+    fence("closed by nftables alone: the IPv6 rule of preference 50 (lookup 100) may take");
+    at.run("ip rule add priority 50 to 10.77.0.0/24 lookup main");
+    fence(
+        "closed by nftables alone: the IPv4 rule of preference 50 (lookup 254) and the IPv6 rule \
+         of preference 50 (lookup 100) may take",
+    );
+    scene.floods.iter().for_each(Flood::go_on);
+    at.run("ip rule del priority 50; ip -6 rule del priority 50");
+    fence("closed twice, ");
+    scene.flow.go_on();
+    scene.end_closed();
+}
+
+#[test]
 fn a_killed_daemon_leaks_nothing_and_carries_again_when_it_is_back() {
     for signal in [Signal::KILL, Signal::TERM] {
         let mut scene = Scene::new();

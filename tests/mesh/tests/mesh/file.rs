@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::time::Duration;
 
 use rustix::process::Signal;
-use warren_config::PresharedKey;
+use warren_config::{PresharedKey, PrivateKey};
 use warren_state::StateDir;
 use warren_tests_mesh::{Daemon, Flood, Flow, Network, Node, Run, SOCKET, patiently, warren};
 
@@ -131,6 +131,52 @@ fn sighup_takes_a_new_preshared_key_at_the_next_handshake() {
     keep(b, [1; 32]);
     daemons[1].signal(Signal::HUP);
     patiently("they agree", 2 * AT_ONCE, || a.host.reaches(&b.v4()));
+}
+
+#[test]
+fn keys_that_are_renamed_over_are_taken_without_a_signal() {
+    let network = Network::new();
+    let Network { a, b, .. } = &network;
+    let keyed = network.mesh_of(&["a", "b"]).replacen(
+        "[mesh]",
+        "[mesh]\npreshared_key_file = \"mesh.psk\"",
+        1,
+    );
+    let keep = |node: &Node, name: &str, text: String| {
+        let state = StateDir::new(&node.state);
+        let kept = state.write(name, text.as_bytes());
+        kept.expect("a scratch directory");
+    };
+    let preshared = |byte| {
+        let key = PresharedKey::from_bytes([byte; 32]).expect("not zero");
+        key.to_base64()
+    };
+    let daemons = [a, b].map(Daemon::start);
+    keep(a, "mesh.psk", preshared(1));
+    network.write(&keyed);
+    // One that is missed, and made.
+    daemons[1].wait("the key is missed", AT_ONCE, |status| {
+        let mut problems = status.problems.iter();
+        problems.any(|problem| problem.contains("mesh.psk"))
+    });
+    keep(b, "mesh.psk", preshared(2));
+    daemons[1].wait("the key is there", AT_ONCE, |status| {
+        status.problems.is_empty()
+    });
+    patiently("the keys differ", AT_ONCE, || !a.host.reaches(&b.v4()));
+    keep(b, "mesh.psk", preshared(1));
+    patiently("they agree", 2 * AT_ONCE, || a.host.reaches(&b.v4()));
+
+    // The private key after the file that names the new public one.
+    let new = PrivateKey::from_bytes([77; 32]);
+    network.write(&keyed.replace(&b.public_key(), &new.public().to_string()));
+    daemons[1].wait("the key does not fit", AT_ONCE, |status| {
+        let mut problems = status.problems.iter();
+        problems.any(|problem| problem.contains("private key"))
+    });
+    keep(b, "private.key", new.to_base64());
+    daemons[1].wait("the key fits", AT_ONCE, |status| status.problems.is_empty());
+    patiently("they agree again", 2 * AT_ONCE, || a.host.reaches(&b.v4()));
 }
 
 #[test]

@@ -1,10 +1,15 @@
 //! The daemon and its host: what it leaves behind, what it gives back, what it does not start on.
 //! Behaviour 41.
 
+use std::net::UdpSocket;
+use std::os::unix::net::UnixDatagram;
 use std::process::Stdio;
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rustix::process::Signal;
-use warren_tests_mesh::{Daemon, Host, Network, Run, warrend};
+use warren_tests_mesh::{Daemon, Host, Network, Run, patiently, warrend};
 
 /// Everything that the tools of others show of a host, but for what traffic counts and for whose the
 /// nftables table and the TUN are at the moment.
@@ -97,8 +102,9 @@ fn a_stale_socket_of_a_killed_daemon_is_no_obstacle() {
 fn without_rights_it_ends_with_a_sentence() {
     let network = Network::new();
     let a = &network.a;
+    let warrend = warrend();
     let lines = |rights: &str, words: &str| {
-        let (state, warrend) = (a.state.display(), warrend().display());
+        let (state, warrend) = (a.state.display(), warrend.display());
         a.host.attempt(&format!(
             "exec setpriv {rights} -- {warrend} {words} --state {state}"
         ))
@@ -128,4 +134,83 @@ fn a_name_that_is_taken_by_another_interface_is_refused_and_left_alone() {
     let run = Run::from(command.stdout(Stdio::null()));
     assert!(!run.success && run.stderr.contains("warren0"), "{run}");
     assert_eq!(shown(&a.host), before);
+}
+
+/// Somebody else on the port of the tunnels, until it is told to leave.
+struct Squatter {
+    stay: Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Squatter {
+    fn new(at: &Host) -> Self {
+        let (stay, leave) = channel::<()>();
+        let (ready, is_ready) = channel();
+        let thread = at.thread(move || {
+            let socket = UdpSocket::bind("0.0.0.0:51820").expect("the port is free");
+            ready.send(()).expect("somebody waits");
+            let _left = leave.recv();
+            drop(socket);
+        });
+        is_ready.recv().expect("it runs");
+        Self { stay, thread }
+    }
+
+    fn leave(self) {
+        drop(self.stay);
+        self.thread.join().expect("it does not panic");
+    }
+}
+
+#[test]
+fn while_the_port_is_taken_it_says_so_and_is_not_ready_and_then_it_is() {
+    let at_once = Duration::from_secs(10);
+    let network = Network::new();
+    let (a, b) = (&network.a, &network.b);
+    let _other = Daemon::start(b);
+    let socket = network.scratch().join("notify.sock");
+    let notified = UnixDatagram::bind(&socket).expect("a scratch directory");
+    notified.set_nonblocking(true).expect("a socket option");
+    let told = || {
+        let mut buffer = [0; 512];
+        let length = notified.recv(&mut buffer).ok()?;
+        Some(String::from_utf8_lossy(&buffer[..length]).into_owned())
+    };
+
+    // With an interface that is new, and with the one of the run before.
+    for _ in 0..2 {
+        let squatter = Squatter::new(&a.host);
+        let mut command = Daemon::command(a, &a.mesh);
+        let daemon = Daemon::start_by(a, command.env("NOTIFY_SOCKET", &socket));
+        let names_port = |sentence: &String| {
+            sentence.contains("UDP port 51820 of IPv4 is in use by another program")
+                && sentence.contains("end that program, or give the mesh another `port`")
+        };
+        daemon.wait("the port is named", at_once, |status| {
+            status.problems.iter().any(names_port)
+        });
+        let logged: Vec<String> = daemon.log().lines().map(str::to_owned).collect();
+        assert!(logged.iter().any(names_port), "{logged:#?}");
+        let mut words = Vec::new();
+        patiently("it goes on trying", at_once, || {
+            words.extend(told());
+            let tries = words.iter().filter(|words| words.starts_with("STATUS="));
+            tries.count() > 2
+        });
+        assert!(!words.contains(&"READY=1".to_owned()), "{words:?}");
+        assert!(!a.host.reaches(&b.v4()));
+
+        squatter.leave();
+        patiently("it is ready", at_once, || {
+            words.extend(told());
+            words.contains(&"READY=1".to_owned())
+        });
+        patiently("they talk", at_once, || a.host.reaches(&b.v4()));
+        daemon.wait("all is well", at_once, |status| {
+            status.problems.is_empty() && status.node.listen_port == 51820
+        });
+        assert_eq!(words.iter().filter(|words| *words == "READY=1").count(), 1);
+        daemon.end(Signal::TERM);
+        while told().is_some() {}
+    }
 }
