@@ -8,6 +8,10 @@ default:
 check *stages:
     ./check {{stages}}
 
+# Programs, units, manual pages and completions, below PREFIX (/usr/local) in DESTDIR; build before.
+install:
+    deploy/install
+
 # Unit and protocol tests: no root, no network.
 test *arguments:
     cargo test {{arguments}}

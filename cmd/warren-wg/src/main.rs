@@ -5,6 +5,7 @@
 
 mod daemon;
 mod device;
+mod pages;
 mod settings;
 mod sys;
 
@@ -18,6 +19,12 @@ fn main() -> ExitCode {
     let settings = match Settings::read(env::args_os(), env::var_os) {
         Ok(settings) => settings,
         Err(SettingsError::CommandLine(error)) => error.exit(),
+        Err(SettingsError::Pages(pages)) => {
+            return match pages::make(&pages) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => failed(&error),
+            };
+        }
         Err(error) => return failed(&anyhow::Error::msg(error.to_string())),
     };
     if settings.role == Role::Launcher {

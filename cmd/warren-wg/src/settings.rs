@@ -6,7 +6,8 @@ use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
-use clap::{Args, Parser};
+use clap::{Args, CommandFactory as _, Parser};
+use clap_complete::Shell;
 use tracing::level_filters::LevelFilter;
 
 /// The marks of a process that [`crate::daemon`] has started.
@@ -87,11 +88,22 @@ impl InterfaceName {
     }
 }
 
+/// What can be made of the command line's own description.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Pages {
+    /// Completions for a shell.
+    Completions(Shell),
+    /// The manual page, into this directory.
+    Man(PathBuf),
+}
+
 /// Why there are no settings.
 #[derive(Debug)]
 pub(crate) enum SettingsError {
     /// The command line is wrong, or asks for help.
     CommandLine(clap::Error),
+    /// The command line asks for pages about itself.
+    Pages(Pages),
     /// A variable has a value that means nothing.
     Variable {
         name: &'static str,
@@ -107,6 +119,13 @@ impl Settings {
     ) -> Result<Self, SettingsError> {
         let arguments =
             CommandLine::try_parse_from(command_line).map_err(SettingsError::CommandLine)?;
+        let pages = arguments.pages;
+        let asked = (pages.completions.map(Pages::Completions)).or(pages.man.map(Pages::Man));
+        let interface = match (arguments.interface, asked) {
+            (_, Some(asked)) => return Err(SettingsError::Pages(asked)),
+            (Some(interface), None) => interface,
+            (None, None) => unreachable!("it is required without pages"),
+        };
         let environment = Environment(&variable);
         let log_level = environment.text("LOG_LEVEL");
         let role = if environment.text(DAEMON_VARIABLE).as_deref() == Some("1") {
@@ -120,7 +139,7 @@ impl Settings {
         };
         let tuning = arguments.tuning;
         Ok(Self {
-            interface: arguments.interface,
+            interface,
             role,
             log_level: level(log_level.as_deref()),
             keep_stderr: log_level.is_some_and(|level| level != "silent"),
@@ -184,11 +203,32 @@ struct CommandLine {
     foreground: bool,
 
     /// Name of the interface; with %d in it the kernel chooses a number
-    #[arg(value_parser = InterfaceName::new)]
-    interface: InterfaceName,
+    #[arg(value_parser = InterfaceName::new, required_unless_present = "pages")]
+    interface: Option<InterfaceName>,
 
     #[command(flatten)]
     tuning: TuningArguments,
+
+    #[command(flatten)]
+    pages: PagesArguments,
+}
+
+/// The command line's description.
+pub(crate) fn command() -> clap::Command {
+    CommandLine::command()
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "In place of an interface")]
+#[group(id = "pages", multiple = false)]
+struct PagesArguments {
+    /// Print completions for a shell
+    #[arg(long, value_name = "SHELL", exclusive = true)]
+    completions: Option<Shell>,
+
+    /// Write the manual page into a directory
+    #[arg(long, value_name = "DIR", exclusive = true)]
+    man: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -317,6 +357,7 @@ impl std::fmt::Display for SettingsError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::CommandLine(error) => write!(f, "{error}"),
+            Self::Pages(pages) => write!(f, "no interface but {pages:?}"),
             Self::Variable {
                 name,
                 value,
@@ -491,6 +532,22 @@ mod tests {
             ("WARREN_NO_USO", "maybe"),
         ] {
             assert!(read("wg0", &[variable]).is_err(), "{variable:?}");
+        }
+    }
+
+    #[test]
+    fn pages_are_asked_for_in_place_of_an_interface() {
+        for (arguments, expected) in [
+            ("--completions zsh", Pages::Completions(Shell::Zsh)),
+            ("--man pages", Pages::Man("pages".into())),
+        ] {
+            let asked = read(arguments, &[]).expect_err("no settings");
+            assert!(
+                matches!(&asked, SettingsError::Pages(pages) if *pages == expected),
+                "{asked}"
+            );
+            let both = read(&format!("{arguments} wg0"), &[]).expect_err("not both");
+            assert!(matches!(both, SettingsError::CommandLine(_)), "{both}");
         }
     }
 
