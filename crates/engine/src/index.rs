@@ -32,6 +32,15 @@ enum Owner {
     Session(Arc<Receiver>),
 }
 
+impl Owner {
+    fn peer(&self) -> &Arc<PeerHandle> {
+        match self {
+            Self::Handshake(peer) => peer,
+            Self::Session(receiver) => &receiver.peer,
+        }
+    }
+}
+
 /// The device's receiver indices.
 #[derive(Debug)]
 pub(crate) struct IndexTable {
@@ -66,9 +75,13 @@ impl IndexTable {
         self.write(index).insert(index, Owner::Session(receiver));
     }
 
-    /// Frees an index.
-    pub(crate) fn retire(&self, index: u32) {
-        self.write(index).remove(&index);
+    /// Frees an index of `peer`. One that was freed with its peer may be another's by now, and stays.
+    pub(crate) fn retire(&self, index: u32, peer: &Arc<PeerHandle>) {
+        if let Entry::Occupied(entry) = self.write(index).entry(index)
+            && Arc::ptr_eq(entry.get().peer(), peer)
+        {
+            entry.remove();
+        }
     }
 
     /// Frees every index of peers that are gone. Walks the table: for configuration only.
@@ -77,19 +90,14 @@ impl IndexTable {
             shard
                 .write()
                 .unwrap_or_else(PoisonError::into_inner)
-                .retain(|_, owner| match owner {
-                    Owner::Handshake(peer) => !peer.is_removed(),
-                    Owner::Session(receiver) => !receiver.peer.is_removed(),
-                });
+                .retain(|_, owner| !owner.peer().is_removed());
         }
     }
 
     /// The peer whose handshake or session has this index.
     pub(crate) fn peer(&self, index: u32) -> Option<Arc<PeerHandle>> {
-        match self.read(index).get(&index)? {
-            Owner::Handshake(peer) => Some(Arc::clone(peer)),
-            Owner::Session(receiver) => Some(Arc::clone(&receiver.peer)),
-        }
+        let shard = self.read(index);
+        Some(Arc::clone(shard.get(&index)?.peer()))
     }
 
     /// Whether an initiation of ours with this index awaits its response.
@@ -151,7 +159,7 @@ mod tests {
     use warren_wireguard::Peer;
 
     use super::*;
-    use crate::peer::PeerId;
+    use crate::peer::{Agenda, PeerId};
 
     #[test]
     fn an_index_that_is_taken_is_drawn_again_and_one_that_is_retired_is_free() {
@@ -170,8 +178,28 @@ mod tests {
                 .iter()
                 .all(|index| table.peer(*index).is_some())
         );
-        table.retire(7);
+        table.retire(7, &peer);
         assert!(table.peer(7).is_none());
         assert_eq!(allocate(&[u32::MAX, 7]), 7);
+    }
+
+    #[test]
+    fn an_index_that_passed_to_another_is_not_retired_by_who_had_it() {
+        let table = IndexTable::new();
+        let agenda = Agenda::new(Box::new(|| {}));
+        let [first, second] = [0, 1].map(|id| {
+            let key = PublicKey::from_bytes([1; 32]);
+            Arc::new(PeerHandle::new(PeerId(id), key, Peer::new(key, 0)))
+        });
+        table.allocate(&first, || 7);
+        first.remove(&agenda);
+        table.retire_removed();
+        table.allocate(&second, || 7);
+        // Control looks after the removed peer for the last time.
+        table.retire(7, &first);
+        let owner = table.peer(7).expect("it is taken");
+        assert!(Arc::ptr_eq(&owner, &second));
+        table.retire(7, &second);
+        assert!(table.peer(7).is_none());
     }
 }

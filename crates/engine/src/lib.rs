@@ -10,7 +10,8 @@
 //! functions there in its order. What holds on it:
 //!
 //! - nothing is allocated for a packet, and the clock is read once for each batch;
-//! - a peer is locked at most once for each batch, and no cipher runs under its lock;
+//! - a peer is locked once for each batch, and on the way in once more for each further session or
+//!   address that it used within the batch; no cipher runs under its lock;
 //! - packets of one flow stay in order;
 //! - every queue is bounded (`limits.rs`) and every drop has a name ([`Reason`]).
 //!

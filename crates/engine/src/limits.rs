@@ -15,7 +15,7 @@ pub(crate) const HANDSHAKES_PER_TURN: usize = 16;
 /// those whose deadline has come. Each may be worth a handshake of our own.
 pub(crate) const PEERS_PER_TURN: usize = 32;
 
-/// ICMP errors that may be sent at once for packets that no peer owns.
+/// ICMP errors that may be sent at once for packets that have nowhere to go.
 pub(crate) const ICMP_BURST: u32 = 50;
 /// Time in which one more may be sent.
 pub(crate) const ICMP_INTERVAL: Duration = Duration::from_millis(10);

@@ -118,11 +118,6 @@ impl PeerHandle {
         *cached = Some((*identity.public(), shared.clone()));
         Ok(shared)
     }
-
-    /// Counts bytes that were put into datagrams for the peer.
-    pub(crate) fn sent(&self, bytes: u64) {
-        self.tx_bytes.fetch_add(bytes, Ordering::Relaxed);
-    }
 }
 
 /// A locked peer.

@@ -45,8 +45,8 @@ use handshake::Door;
 ///
 /// Implemented by a worker's descriptors and by the simulation.
 pub trait Edges {
-    /// Sends every transmit of the batch, in order, and clears it. What cannot be sent is dropped and counted
-    /// by [`Router::dropped`].
+    /// Sends every transmit of the batch, in order, and clears it. What was sent is counted by
+    /// [`Router::sent`]; what cannot be sent is dropped and counted by [`Router::dropped`].
     fn transmit(&mut self, batch: &mut SendBatch);
 
     /// Hands one packet, in pieces of `arena`, to the local host.
@@ -122,6 +122,13 @@ impl Router {
     /// Counts drops that happened at an edge.
     pub fn dropped(&self, reason: Reason, packets: u64) {
         self.drops.count(reason, packets);
+    }
+
+    /// Counts bytes of datagrams that an edge sent for the transmits with this tag.
+    pub fn sent(&self, tag: u32, bytes: u64) {
+        if let Some(peer) = self.tables.load().peer(crate::peer::PeerId(tag)) {
+            peer.tx_bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
     }
 
     /// The source address that the transmit with this tag was to leave from is gone: let the

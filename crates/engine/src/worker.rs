@@ -33,7 +33,9 @@ const SEND_BYTES: usize = 5 * 65536;
 const RECV_SLOTS: usize = 8;
 /// Turns that a direction takes before it looks whether something else happened.
 const TURNS: usize = 16;
-/// How long a full socket is waited for before what it does not take is dropped.
+/// How long a full socket is waited for, each time that it takes nothing more, before what is left
+/// of the batch is dropped. One that takes a little now and then is waited for again: every wait is
+/// paid for by something that was sent.
 const SEND_PATIENCE: Duration = Duration::from_millis(1);
 
 const WAKE: u32 = 0;
@@ -319,6 +321,9 @@ impl WorkerEdges<'_> {
         loop {
             let finished = socket.send(now, arena, left, &mut self.state.report);
             left = &mut left[finished..];
+            for sent in self.state.report.drain_sent() {
+                self.router.sent(sent.tag, sent.bytes);
+            }
             for failed in self.state.report.drain() {
                 if failed.kind == Failure::SourceGone {
                     self.router.source_gone(failed.tag);

@@ -24,5 +24,5 @@ mod socket;
 mod sys;
 
 pub use bind::{BindError, Family, Options, Pair};
-pub use send::{Failed, Failure, SendReport};
+pub use send::{Failed, Failure, SendReport, Sent};
 pub use socket::{Features, Socket};

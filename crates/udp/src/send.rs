@@ -100,16 +100,39 @@ pub struct Failed {
     pub datagrams: u64,
 }
 
-/// What [`Socket::send`] has to say, appended call by call until it is drained.
+/// What was sent of one or several transmits in a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sent {
+    /// The transmits' own tag.
+    pub tag: u32,
+    /// How many bytes the host took.
+    pub bytes: u64,
+}
+
+/// What [`Socket::send`] has to say, appended call by call until both are drained.
 #[derive(Debug, Default)]
 pub struct SendReport {
+    sent: Vec<Sent>,
     failed: Vec<Failed>,
 }
 
 impl SendReport {
+    /// What was sent, in order.
+    pub fn drain_sent(&mut self) -> vec::Drain<'_, Sent> {
+        self.sent.drain(..)
+    }
+
     /// What was not sent as it was asked for, in order.
     pub fn drain(&mut self) -> vec::Drain<'_, Failed> {
         self.failed.drain(..)
+    }
+
+    fn sent(&mut self, tag: u32, bytes: usize) {
+        let bytes = bytes as u64;
+        match self.sent.last_mut() {
+            Some(last) if last.tag == tag => last.bytes += bytes,
+            _ => self.sent.push(Sent { tag, bytes }),
+        }
     }
 }
 
@@ -196,7 +219,7 @@ impl Sender {
             let all = window.iter().enumerate();
             let messages = all.flat_map(|(at, one)| messages(arena, one, plan.segments(at)));
             match outlet.send(messages) {
-                Ok(sent) => finished += plan.advance(window, sent),
+                Ok(sent) => finished += plan.advance(window, sent, report),
                 Err(error) => {
                     let retry = Retry {
                         sender: self,
@@ -244,16 +267,20 @@ impl Plan {
 
     /// The kernel took so many messages: answers how many transmits are finished, and shortens the
     /// one of which a part has left.
-    fn advance(self, window: &mut [Transmit], mut sent: usize) -> usize {
+    fn advance(self, window: &mut [Transmit], mut sent: usize, report: &mut SendReport) -> usize {
         for (at, transmit) in window.iter_mut().enumerate() {
             let messages = match self.segments(at) {
                 true => 1,
                 false => transmit.datagrams().len(),
             };
             if sent < messages {
-                transmit.range.start += sent * transmit.stride;
+                if sent > 0 {
+                    report.sent(transmit.tag, sent * transmit.stride);
+                    transmit.range.start += sent * transmit.stride;
+                }
                 return at;
             }
+            report.sent(transmit.tag, transmit.range.len());
             sent -= messages;
         }
         window.len()
@@ -366,10 +393,12 @@ impl<O: Outlet> Retry<'_, O> {
             });
         }
         let plan = Plan(u64::from(segmented));
-        Some(match plan.advance(std::slice::from_mut(transmit), 1) {
-            0 => Step::Again,
-            _ => Step::Finished,
-        })
+        Some(
+            match plan.advance(std::slice::from_mut(transmit), 1, report) {
+                0 => Step::Again,
+                _ => Step::Finished,
+            },
+        )
     }
 }
 

@@ -27,6 +27,8 @@ const SEND_BYTES: usize = 2 * 65536;
 pub struct Control {
     deadlines: BTreeMap<(Instant, PeerId), Arc<PeerHandle>>,
     timestamps: Timestamps,
+    /// The last timestamp could not be remembered, and that was said.
+    forgetting: bool,
     due: Vec<Arc<PeerHandle>>,
     out: SendBatch,
 }
@@ -96,13 +98,17 @@ impl Control {
         Self {
             deadlines: BTreeMap::new(),
             timestamps,
+            forgetting: false,
             due: Vec::new(),
             out: SendBatch::new(SEND_BYTES, 64),
         }
     }
 
-    /// When [`Router::tick`] is to be called if nothing calls for it earlier. Exact, and after a
-    /// tick that left nothing to do later than the time of that tick.
+    /// When [`Router::tick`] is to be called if nothing calls for it earlier. Nothing is due before,
+    /// and after a tick that left nothing to do it is later than the time of that tick.
+    ///
+    /// A worker that puts a peer's deadline off does not tell. So something may no longer be due by
+    /// then: that costs one look at the peer, and finds the deadline that it really has.
     pub fn next_deadline(&self) -> Option<Instant> {
         self.deadlines
             .first_key_value()
@@ -124,6 +130,21 @@ impl Control {
         if let Some(after) = after {
             self.deadlines.insert((after, peer.id()), Arc::clone(peer));
         }
+    }
+
+    /// A timestamp for an initiation. Says once, not for each peer, that there is none to be had.
+    fn stamp(&mut self, wall: WallTime) -> Option<Tai64n> {
+        let stamp = self.timestamps.stamp(wall);
+        match (&stamp, self.forgetting) {
+            (Err(error), false) => tracing::error!(
+                %error,
+                "no initiation is sent, since its timestamp cannot be put on disk"
+            ),
+            (Ok(_), true) => tracing::info!("timestamps can be put on disk again"),
+            _ => {}
+        }
+        self.forgetting = stamp.is_err();
+        stamp.ok()
     }
 
     fn is_due(&self, now: Instant) -> bool {
@@ -207,7 +228,7 @@ impl Router {
             };
             match action {
                 None => return,
-                Some(Action::RetireIndex(index)) => self.indices.retire(index),
+                Some(Action::RetireIndex(index)) => self.indices.retire(index, peer),
                 Some(Action::StagedPurged(packets)) => {
                     self.drops
                         .count(Reason::OutStagedExpired, u64::from(packets));
@@ -216,14 +237,11 @@ impl Router {
                 Some(Action::SendKeepalive(permit)) => {
                     self.send_keepalive(control, peer, &permit, edges);
                 }
-                Some(Action::Initiate) => match control.timestamps.stamp(wall) {
-                    Ok(stamp) => self.initiate(peer, stamp, &mut control.out, now, edges),
-                    Err(error) => tracing::error!(
-                        %error,
-                        peer = %peer.public_key(),
-                        "no initiation is sent, since its timestamp cannot be put on disk"
-                    ),
-                },
+                Some(Action::Initiate) => {
+                    if let Some(stamp) = control.stamp(wall) {
+                        self.initiate(peer, stamp, &mut control.out, now, edges);
+                    }
+                }
             }
         }
     }
@@ -251,7 +269,7 @@ impl Router {
                     self.drops.count(Reason::OutMalformed, 1);
                 }
             }
-            peer.sent(sealer.finish(&mut control.out));
+            sealer.finish(&mut control.out);
             edges.transmit(&mut control.out);
         }
     }
@@ -265,6 +283,100 @@ impl Router {
     ) {
         let mut sealer = Sealer::new(permit, peer.id(), self.mtu());
         sealer.push_keepalive(&mut control.out, edges);
-        peer.sent(sealer.finish(&mut control.out));
+        sealer.finish(&mut control.out);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Range;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use tracing::span;
+    use warren_config::{DeviceChange, PeerChange, PrivateKey, PublicKey};
+    use warren_packet::vnet;
+
+    use super::*;
+    use crate::router::Entropy;
+
+    #[test]
+    fn that_timestamps_cannot_be_put_on_disk_is_said_once_and_not_for_each_peer() {
+        let router = Router::new(1420, Box::new(|| {}), Box::new(Zeros));
+        let endpoint = "192.0.2.1:1".parse().expect("an address");
+        let peers = (1..=9).map(|n| PeerChange {
+            endpoints: Some(vec![endpoint]),
+            persistent_keepalive: Some(25),
+            ..PeerChange::new(PublicKey::from_bytes([n; 32]))
+        });
+        let change = DeviceChange {
+            private_key: Some(Some(PrivateKey::from_bytes([1; 32]))),
+            peers: peers.collect(),
+            ..DeviceChange::default()
+        };
+        let start = Instant::from_nanos(1_000_000_000);
+        router.apply(&change, start);
+        let full_disk = |_| Err(std::io::ErrorKind::StorageFull.into());
+        let mut control = Control::new(Timestamps::resume(Tai64n::ZERO, Box::new(full_disk)));
+        let lines = Lines::default();
+        let counted = Arc::clone(&lines.0);
+        tracing::subscriber::with_default(lines, || {
+            for seconds in 0..10 {
+                let now = start + Duration::from_secs(seconds);
+                router.tick(
+                    &mut control,
+                    now,
+                    WallTime(Duration::from_secs(1)),
+                    &mut Nowhere,
+                );
+            }
+        });
+        assert_eq!(counted.load(Ordering::Relaxed), 1);
+    }
+
+    struct Zeros;
+
+    impl Entropy for Zeros {
+        fn fill(&mut self, bytes: &mut [u8]) {
+            bytes.fill(0);
+        }
+    }
+
+    struct Nowhere;
+
+    impl Edges for Nowhere {
+        fn transmit(&mut self, _: &mut SendBatch) {
+            unreachable!("no initiation is made");
+        }
+
+        fn deliver(&mut self, _: &vnet::Header, _: &[u8], _: &[Range<usize>]) {
+            unreachable!("nothing arrives");
+        }
+    }
+
+    /// Counts what is logged.
+    #[derive(Default)]
+    struct Lines(Arc<AtomicUsize>);
+
+    impl tracing::Subscriber for Lines {
+        fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+            true
+        }
+
+        fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+            span::Id::from_u64(1)
+        }
+
+        fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+        fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+        fn event(&self, _: &tracing::Event<'_>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+
+        fn enter(&self, _: &span::Id) {}
+
+        fn exit(&self, _: &span::Id) {}
     }
 }

@@ -205,28 +205,29 @@ impl Router {
         let pending = open_initiation(&visitor.identity, message)?;
         let peer = self.peer_named(pending.static_key()).ok_or(Refusal)?;
         let initiation = pending.authenticate(&peer.shared_with(&visitor.identity)?)?;
-        let ticket = peer
-            .lock(&self.agenda)
-            .initiation_received(&initiation, visitor.from, now)?;
-        self.known.learn(peer.id(), visitor.from.addr);
+        let ticket = {
+            let mut state = peer.lock(&self.agenda);
+            let ticket = state.initiation_received(&initiation, visitor.from, now)?;
+            // Under the lock, since a peer that is being removed is forgotten after it was stopped.
+            self.known.learn(peer.id(), visitor.from.addr);
+            ticket
+        };
 
         let index = self.indices.allocate(&peer, || self.draw());
         let Ok((session, response)) = ticket.respond(initiation, index, self.ephemeral()) else {
-            self.indices.retire(index);
+            self.indices.retire(index, &peer);
             return Err(Refusal);
         };
         {
             let mut state = peer.lock(&self.agenda);
             if !self.is_still(&visitor.identity) {
                 drop(state);
-                self.indices.retire(index);
+                self.indices.retire(index, &peer);
                 return Err(Refusal);
             }
             let session = state.response_created(session, &response, now)?;
             self.indices.promote(session, &peer);
         }
-        peer.tx_bytes
-            .fetch_add(response.len() as u64, Ordering::Relaxed);
         put(&response, &ticket.endpoint(), peer.id().0, out, edges);
         Ok(peer)
     }
@@ -247,8 +248,8 @@ impl Router {
         }
         let session = state.response_received(session, visitor.from, now)?;
         self.indices.promote(session, &peer);
-        drop(state);
         self.known.learn(peer.id(), visitor.from.addr);
+        drop(state);
         Ok(peer)
     }
 
@@ -289,7 +290,7 @@ impl Router {
         let index = self.indices.allocate(peer, || self.draw());
         let Ok((in_flight, initiation)) = ticket.create(identity, &shared, index, self.ephemeral())
         else {
-            self.indices.retire(index);
+            self.indices.retire(index, peer);
             return;
         };
         {
@@ -299,13 +300,11 @@ impl Router {
                 state.expire_sessions();
                 state.rekey(now);
                 drop(state);
-                self.indices.retire(index);
+                self.indices.retire(index, peer);
                 return;
             }
             state.initiation_created(in_flight, now);
         }
-        peer.tx_bytes
-            .fetch_add(initiation.len() as u64, Ordering::Relaxed);
         put(&initiation, &ticket.endpoint(), peer.id().0, out, edges);
     }
 

@@ -4,7 +4,8 @@
 //! 2. Handshake messages pass the door in `handshake.rs` and wait there for the control thread.
 //! 3. `open` finds the session of each run of records by its receiver index and opens the run in
 //!    place; no lock is held.
-//! 4. `accept` asks each session's peer, once: replay window, roaming, confirmation, timers.
+//! 4. `accept` asks each session's peer, once for each place that the batch has records of it from:
+//!    replay window, roaming, confirmation, timers. Nearly always that is once for each peer.
 //! 5. `admit` holds each inner packet against the allowed IPs: the longest match for its source
 //!    must be this very peer. It is trimmed to its IP length.
 //! 6. [`Edges::deliver`] takes runs of one flow as one large packet each.
@@ -239,14 +240,13 @@ impl Router {
         if group.records.is_empty() {
             return;
         }
-        let accepted = receiver.peer.lock(&self.agenda).accept(
-            &receiver.session,
-            group.from,
-            &mut group.records,
-            now,
-        );
-        if accepted.moved {
-            self.known.learn(receiver.peer.id(), group.from.addr);
+        {
+            let mut state = receiver.peer.lock(&self.agenda);
+            let accepted = state.accept(&receiver.session, group.from, &mut group.records, now);
+            if accepted.moved {
+                // Under the lock, since a peer that is being removed is forgotten after it was stopped.
+                self.known.learn(receiver.peer.id(), group.from.addr);
+            }
         }
         let mut bytes = 0;
         for record in &group.records {

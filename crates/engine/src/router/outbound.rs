@@ -84,7 +84,7 @@ impl Router {
             let Some(peer) = tables.peer(group.peer) else {
                 continue;
             };
-            if let Some(permit) = self.reserve(scratch, peer, group, batch, now) {
+            if let Some(permit) = self.reserve(scratch, peer, group, batch, now, edges) {
                 self.seal(scratch, &permit, peer, group, batch, out, edges);
             }
         }
@@ -153,15 +153,21 @@ impl Router {
         group: Group,
         batch: &ReadBatch,
         now: Instant,
+        edges: &mut dyn Edges,
     ) -> Option<Permit> {
         let mut state = peer.lock(&self.agenda);
         match state.reserve(group.records, now) {
             Reservation::Ready(permit) => return Some(permit),
             Reservation::Stage => {}
             Reservation::NoEndpoint => {
+                drop(state);
                 scratch
                     .tally
                     .add(Reason::OutNoEndpoint, group.records as usize);
+                for at in chain(&scratch.next, group) {
+                    let bytes = &batch.arena()[batch.packets()[at].range.clone()];
+                    unreachable(&mut scratch.icmp, bytes, now, edges);
+                }
                 return None;
             }
         }
@@ -207,7 +213,7 @@ impl Router {
                 scratch.tally.count(Reason::OutMalformed);
             }
         }
-        peer.sent(sealer.finish(out));
+        sealer.finish(out);
     }
 }
 
@@ -233,7 +239,8 @@ pub(super) fn unstage(staged: &[u8]) -> Option<(vnet::Header, &[u8])> {
     Some((vnet::Header::decode(header), packet))
 }
 
-/// Tells the sender that nobody owns the address, as the kernel's driver does.
+/// Tells the sender that nobody owns the address, or that nobody knows where its owner is, as the
+/// kernel's driver does.
 fn unreachable(limiter: &mut icmp::Limiter, packet: &[u8], now: Instant, edges: &mut dyn Edges) {
     let mut reply = [0; icmp::MAX_REPLY];
     // Most floods are cut off here, before a reply is put together.

@@ -23,7 +23,6 @@ pub(super) struct Sealer<'a> {
     mtu: usize,
     counter: u64,
     run: Option<Run>,
-    bytes: u64,
 }
 
 /// The send that is being put together at the end of the arena.
@@ -43,7 +42,6 @@ impl<'a> Sealer<'a> {
             mtu,
             counter: permit.first_counter,
             run: None,
-            bytes: 0,
         }
     }
 
@@ -75,10 +73,9 @@ impl<'a> Sealer<'a> {
         self.record(0, Ecn::NotEct, out, edges);
     }
 
-    /// Seals the last run. Answers how many bytes were put into records.
-    pub(super) fn finish(mut self, out: &mut SendBatch) -> u64 {
+    /// Seals the last run.
+    pub(super) fn finish(mut self, out: &mut SendBatch) {
         self.close(out);
-        self.bytes
     }
 
     /// Room for the record of a packet of `len` bytes, its header written.
@@ -122,7 +119,6 @@ impl<'a> Sealer<'a> {
         run.records += 1;
         write_data_header(record, self.permit.session.remote_index(), self.counter);
         self.counter += 1;
-        self.bytes += size as u64;
         record
     }
 

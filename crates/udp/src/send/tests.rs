@@ -269,6 +269,25 @@ fn transient_errors_of_one_destination_end_nothing_and_are_told_by_name() {
 }
 
 #[test]
+fn what_was_sent_is_told_by_tag_and_what_was_not_is_left_out() {
+    let dead = remote(2);
+    let kernel = FakeKernel::new(move |message| (message.remote == dead).then_some(Errno::PERM));
+    let kernel = kernel.taking(&[2, 1, sys::BATCH]);
+    let (arena, mut transmits) = batch(&[100, 250, 250, 100]);
+    transmits[1].tag = 0;
+    transmits[2].remote = dead;
+    let mut report = SendReport::default();
+    let sender = Sender::new(false);
+    let finished = sender.send(&kernel, START, &arena, &mut transmits, &mut report);
+    assert_eq!(finished, 4);
+    let sent: Vec<_> = report
+        .drain_sent()
+        .map(|sent| (sent.tag, sent.bytes))
+        .collect();
+    assert_eq!(sent, [(0, 350), (3, 100)]);
+}
+
+#[test]
 fn a_source_is_not_blamed_for_a_host_that_cannot_be_reached_without_it_either() {
     let kernel = FakeKernel::new(|_| Some(Errno::NETUNREACH));
     let (arena, mut transmits) = batch(&[250]);
@@ -338,7 +357,10 @@ fn send(
     transmits: &mut [Transmit],
 ) -> (usize, Vec<Failed>) {
     let mut report = SendReport::default();
+    let before = kernel.payloads().len();
     let finished = sender.send(kernel, now, arena, transmits, &mut report);
+    let sent: u64 = report.drain_sent().map(|sent| sent.bytes).sum();
+    assert_eq!(sent, (kernel.payloads().len() - before) as u64);
     (finished, report.drain().collect())
 }
 
