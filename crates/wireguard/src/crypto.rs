@@ -1,6 +1,11 @@
 //! The primitives of the handshake, by the paper's names (section 5.4), and the one place that
 //! knows the crates behind them. Transport data is sealed by `warren-aead` instead.
 
+#[cfg(not(target_family = "wasm"))]
+mod library;
+#[cfg(any(target_family = "wasm", test))]
+mod portable;
+
 use blake2::digest::consts::U16;
 use blake2::digest::{FixedOutput, KeyInit, Update};
 use blake2::{Blake2s256, Blake2sMac, Digest};
@@ -8,6 +13,11 @@ use chacha20poly1305::aead::AeadInOut;
 use chacha20poly1305::{ChaCha20Poly1305, Tag, XChaCha20Poly1305};
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+#[cfg(not(target_family = "wasm"))]
+pub(crate) use library::DhKey;
+#[cfg(target_family = "wasm")]
+pub(crate) use portable::DhKey;
 
 const TAG: usize = crate::messages::TAG;
 
@@ -55,20 +65,10 @@ pub(crate) struct LowOrder;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Forged;
 
-/// DH(private, public).
-pub(crate) fn dh(private: &[u8; 32], public: &[u8; 32]) -> Result<Secret, LowOrder> {
-    let private = x25519_dalek::StaticSecret::from(*private);
-    let shared = private.diffie_hellman(&x25519_dalek::PublicKey::from(*public));
-    if !shared.was_contributory() {
-        return Err(LowOrder);
+impl std::fmt::Debug for DhKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("DhKey(secret)")
     }
-    Ok(Secret::copy_of(shared.as_bytes()))
-}
-
-/// The public key of a private one.
-pub(crate) fn public(private: &[u8; 32]) -> [u8; 32] {
-    let private = x25519_dalek::StaticSecret::from(*private);
-    x25519_dalek::PublicKey::from(&private).to_bytes()
 }
 
 /// HASH over the parts, one after the other.
@@ -217,4 +217,79 @@ pub(crate) fn open_cookie(
         .decrypt_inout_detached(nonce.into(), aad, out.as_mut_slice().into(), &tag)
         .map_err(|_| Forged)?;
     Ok(out)
+}
+
+#[cfg(all(test, not(target_family = "wasm")))]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::{LowOrder, library, portable};
+
+    /// Public keys whose shared secret is zero whatever the private key: the points of order 1, 2, 4
+    /// and 8, on the curve and its twist, in every encoding (RFC 7748, section 6.1).
+    const LOW_ORDER: [&str; 7] = [
+        "0000000000000000000000000000000000000000000000000000000000000000",
+        "0100000000000000000000000000000000000000000000000000000000000000",
+        "e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800",
+        "5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157",
+        "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+        "edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+        "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+    ];
+
+    fn agree(private: &[u8; 32], public: &[u8; 32]) -> [Result<[u8; 32], LowOrder>; 2] {
+        let (library, portable) = (library::DhKey::new(private), portable::DhKey::new(private));
+        assert_eq!(library.public(), portable.public());
+        [library.agree(public), portable.agree(public)]
+            .map(|shared| shared.map(|shared| *shared.bytes()))
+    }
+
+    fn point(hex: &str) -> [u8; 32] {
+        std::array::from_fn(|at| u8::from_str_radix(&hex[2 * at..][..2], 16).expect("two digits"))
+    }
+
+    #[test]
+    fn public_keys_of_low_order_are_refused_by_both() {
+        for (hex, high) in LOW_ORDER
+            .into_iter()
+            .flat_map(|hex| [(hex, 0), (hex, 0x80)])
+        {
+            let mut public = point(hex);
+            public[31] |= high;
+            for private in [[0; 32], [0xff; 32], [0x40; 32], [7; 32]] {
+                let refused = Err(LowOrder);
+                assert_eq!(
+                    agree(&private, &public),
+                    [refused, refused],
+                    "{hex} {high:#x}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn every_encoding_above_the_prime_is_taken_as_what_it_stands_for() {
+        // 2^255 - 19 + n for n in 2..=18, and the same with the bit that is ignored.
+        for n in 0xef..=0xff_u8 {
+            for high in [0x7f, 0xff] {
+                let mut public = [0xff; 32];
+                (public[0], public[31]) = (n, high);
+                let mut canonical = [0; 32];
+                canonical[0] = n - 0xed;
+                let [shared, oracle] = agree(&[9; 32], &public);
+                assert_eq!(shared, oracle);
+                assert_eq!(shared, agree(&[9; 32], &canonical)[0]);
+                assert!(shared.is_ok());
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn both_agree_on_everything(private: [u8; 32], public: [u8; 32]) {
+            let [shared, oracle] = agree(&private, &public);
+            prop_assert_eq!(shared, oracle);
+            prop_assert!(shared.is_ok());
+        }
+    }
 }

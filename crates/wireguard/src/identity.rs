@@ -6,7 +6,7 @@ use std::fmt;
 
 use warren_config::{PrivateKey, PublicKey};
 
-use crate::crypto::{self, Secret};
+use crate::crypto::{self, DhKey, Secret};
 use crate::messages::{Handshake, Macs};
 
 const LABEL_MAC1: &[u8; 8] = b"mac1----";
@@ -16,6 +16,7 @@ const LABEL_COOKIE: &[u8; 8] = b"cookie--";
 pub struct Identity {
     private: PrivateKey,
     public: PublicKey,
+    dh: DhKey,
     /// Key of the first mac of everything that is sent to this identity.
     mac1_key: [u8; 32],
     /// Key under which cookies for this identity's peers are sealed.
@@ -45,12 +46,14 @@ pub struct Addressed<'a> {
 impl Identity {
     /// Computes the public key: one curve operation.
     pub fn new(private: PrivateKey) -> Self {
-        let public = private.public();
+        let dh = DhKey::new(private.as_bytes());
+        let public = PublicKey::from_bytes(*dh.public());
         Self {
             mac1_key: mac1_key(&public),
             cookie_key: cookie_key(&public),
             private,
             public,
+            dh,
         }
     }
 
@@ -66,7 +69,8 @@ impl Identity {
 
     /// The secret shared with a peer: one curve operation.
     pub fn shared_with(&self, peer: &PublicKey) -> Result<StaticShared, LowOrderKey> {
-        crypto::dh(self.private.as_bytes(), peer.as_bytes())
+        self.dh
+            .agree(peer.as_bytes())
             .map(StaticShared)
             .map_err(|crypto::LowOrder| LowOrderKey)
     }
@@ -88,6 +92,10 @@ impl Identity {
             identity: self,
             message,
         })
+    }
+
+    pub(crate) fn dh(&self) -> &DhKey {
+        &self.dh
     }
 
     pub(crate) fn cookie_key(&self) -> &[u8; 32] {

@@ -17,7 +17,7 @@ use warren_config::{PresharedKey, PublicKey};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::cookie::{self, Cookie};
-use crate::crypto::{self, Secret};
+use crate::crypto::{self, DhKey, Secret};
 use crate::identity::{Identity, StaticShared};
 use crate::messages::{self, INITIATION_LEN, Initiation, RESPONSE_LEN, Response};
 use crate::session::Session;
@@ -135,7 +135,7 @@ impl Symmetric {
 pub struct InFlight {
     identity: Arc<Identity>,
     index: u32,
-    ephemeral: Secret,
+    ephemeral: DhKey,
     symmetric: Symmetric,
     mac1: [u8; 16],
 }
@@ -146,6 +146,7 @@ pub(crate) struct InitiationParts<'a> {
     pub(crate) peer: &'a PublicKey,
     pub(crate) shared: &'a StaticShared,
     pub(crate) index: u32,
+    /// Fresh random bytes.
     pub(crate) ephemeral: Secret,
     pub(crate) timestamp: &'a Tai64n,
     pub(crate) cookie: Option<&'a Cookie>,
@@ -155,11 +156,11 @@ pub(crate) struct InitiationParts<'a> {
 pub(crate) fn create_initiation(
     parts: &InitiationParts<'_>,
 ) -> Result<(InFlight, [u8; INITIATION_LEN]), HandshakeError> {
-    let ephemeral = parts.ephemeral.clone();
-    let ephemeral_public = crypto::public(ephemeral.bytes());
+    let ephemeral = DhKey::new(parts.ephemeral.bytes());
+    let ephemeral_public = *ephemeral.public();
     let mut symmetric = Symmetric::new(parts.peer);
     symmetric.mix_ephemeral(&ephemeral_public);
-    let es = crypto::dh(ephemeral.bytes(), parts.peer.as_bytes())?;
+    let es = ephemeral.agree(parts.peer.as_bytes())?;
     let key = symmetric.mix_key_for_sealing(es.bytes());
     let sealed_static = symmetric.seal(&key, parts.identity.public().as_bytes());
     let key = symmetric.mix_key_for_sealing(parts.shared.bytes());
@@ -208,8 +209,8 @@ impl InFlight {
         let mut symmetric = self.symmetric.duplicate();
         let ephemeral = response.ephemeral();
         symmetric.mix_ephemeral(ephemeral);
-        symmetric.mix_key(crypto::dh(self.ephemeral.bytes(), ephemeral)?.bytes());
-        symmetric.mix_key(crypto::dh(self.identity.private().as_bytes(), ephemeral)?.bytes());
+        symmetric.mix_key(self.ephemeral.agree(ephemeral)?.bytes());
+        symmetric.mix_key(self.identity.dh().agree(ephemeral)?.bytes());
         let key = symmetric.mix_preshared(preshared);
         let [] = symmetric.open(&key, response.sealed_nothing())?;
         let (first, second) = symmetric.split();
@@ -240,7 +241,7 @@ pub fn open_initiation(
     let ephemeral = message.ephemeral();
     let mut symmetric = Symmetric::new(identity.public());
     symmetric.mix_ephemeral(ephemeral);
-    let es = crypto::dh(identity.private().as_bytes(), ephemeral)?;
+    let es = identity.dh().agree(ephemeral)?;
     let key = symmetric.mix_key_for_sealing(es.bytes());
     let static_key = symmetric.open(&key, message.sealed_static())?;
     Ok(PendingInitiation {
@@ -312,12 +313,12 @@ impl AuthenticInitiation {
             ephemeral: theirs,
             ..
         } = self;
-        let ours = Secret::copy_of(&ephemeral);
+        let ours = DhKey::new(&ephemeral);
         ephemeral.zeroize();
-        let ours_public = crypto::public(ours.bytes());
+        let ours_public = *ours.public();
         symmetric.mix_ephemeral(&ours_public);
-        symmetric.mix_key(crypto::dh(ours.bytes(), &theirs)?.bytes());
-        symmetric.mix_key(crypto::dh(ours.bytes(), static_key.as_bytes())?.bytes());
+        symmetric.mix_key(ours.agree(&theirs)?.bytes());
+        symmetric.mix_key(ours.agree(static_key.as_bytes())?.bytes());
         let key = symmetric.mix_preshared(preshared);
         let sealed_nothing = symmetric.seal(&key, &[]);
         let (first, second) = symmetric.split();
