@@ -26,7 +26,8 @@ fn lookups(criterion: &mut Criterion) {
         for count in [1, 10, 1000, 1_000_000] {
             let mut random = Random(0x9e37_79b9_7f4a_7c15);
             let prefixes: Vec<_> = (0..count).map(|_| prefix(&mut random)).collect();
-            let table = filled(&prefixes);
+            let mut table = filled(&prefixes);
+            table.come_to_rest();
             let addresses: Vec<_> = (0..RANDOM)
                 .map(|_| within(prefixes[random.below(count)], &mut random))
                 .collect();

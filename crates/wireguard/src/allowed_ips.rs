@@ -10,6 +10,9 @@
 //! picks, without a hash to be keyed; a million random prefixes take about four, ten prefixes one
 //! or two. All is in two flat arrays per family: cloning copies memory and chases nothing, which is
 //! how a device changes its table while packets are looked up in the old one.
+//!
+//! A large table that has come to rest is given a [`Shortcut`]: the outcome of its first steps for
+//! each value of the bits that they decide, so that a lookup begins behind them.
 
 use std::fmt;
 use std::mem;
@@ -50,6 +53,13 @@ impl<V: Copy + Eq> AllowedIps<V> {
             IpNet::V4(net) => self.v4.remove(prefix_v4(net), value),
             IpNet::V6(net) => self.v6.remove(prefix_v6(net), value),
         }
+    }
+
+    /// Makes lookups in a large table faster, until its next change. Costs as much as some hundred
+    /// changes, so it is for the end of a series of them.
+    pub fn come_to_rest(&mut self) {
+        self.v4.come_to_rest();
+        self.v6.come_to_rest();
     }
 
     /// Takes every prefix away from `value`.
@@ -261,6 +271,73 @@ struct Trie<B, V> {
     /// Values of prefixes that end within nodes.
     values: Arena<V>,
     len: usize,
+    /// Only while the trie is as it was when this was made.
+    shortcut: Option<Shortcut<B>>,
+}
+
+/// So many prefixes are worth a shortcut by so many bits. Smaller tries stay in the cache
+/// without.
+const SHORTCUTS: [(usize, u8); 2] = [(1 << 18, 4 * STRIDE), (1 << 12, 3 * STRIDE)];
+
+/// Where the lookup of an address stands after the bits behind the root's path, and what it has
+/// found by then, for each value of these bits.
+#[derive(Clone)]
+struct Shortcut<B> {
+    /// What every address in the trie begins with.
+    path: B,
+    depth: u8,
+    /// How many bits behind that are decided.
+    bits: u8,
+    stages: Box<[Stage]>,
+}
+
+/// A place in a lookup: the slot to look at next, and the value of the longest prefix so far.
+#[derive(Debug, Clone, Copy)]
+struct Stage {
+    next: u32,
+    best: u32,
+}
+
+/// No slot, or no value.
+const NONE: u32 = u32::MAX;
+
+impl Stage {
+    const START: Self = Self {
+        next: 0,
+        best: NONE,
+    };
+
+    /// The stage behind a node of which an address has the path.
+    #[inline]
+    fn behind<B: Bits>(self, node: &Node<B>, chunk: u32) -> Self {
+        let holding = node.prefixes & HOLDING[chunk as usize];
+        Self {
+            next: node.below(chunk).unwrap_or(NONE),
+            best: match holding {
+                0 => self.best,
+                _ => node.values + rank(node.prefixes, holding.ilog2()),
+            },
+        }
+    }
+}
+
+impl<B: Bits> Shortcut<B> {
+    /// Where an address begins.
+    #[inline]
+    fn stage(&self, ip: B) -> Stage {
+        if common(ip, self.path) < self.depth {
+            return Stage {
+                next: NONE,
+                best: NONE,
+            };
+        }
+        self.stages[self.index(ip)]
+    }
+
+    #[inline]
+    fn index(&self, ip: B) -> usize {
+        (ip << self.depth >> (B::WIDTH - self.bits)).low_bits() as usize
+    }
 }
 
 /// What is below one value of a node's five bits.
@@ -364,22 +441,18 @@ impl<B: Bits, V: Copy + Eq> Trie<B, V> {
             slots,
             values: Arena::new(),
             len: 0,
+            shortcut: None,
         }
     }
 
     #[inline]
     fn lookup(&self, ip: B) -> Option<V> {
-        let mut best = None;
-        let mut next = Some(0);
-        while let Some(at) = next {
-            match &self.slots.items[at as usize] {
+        let shortcut = self.shortcut.as_ref();
+        let mut stage = shortcut.map_or(Stage::START, |shortcut| shortcut.stage(ip));
+        while let Some(slot) = self.slots.items.get(stage.next as usize) {
+            match slot {
                 Slot::Node(node) if common(ip, node.path) >= node.depth => {
-                    let chunk = chunk(ip, node.depth);
-                    let holding = node.prefixes & HOLDING[chunk as usize];
-                    if holding != 0 {
-                        best = Some(node.values + rank(node.prefixes, holding.ilog2()));
-                    }
-                    next = node.below(chunk);
+                    stage = stage.behind(node, chunk(ip, node.depth));
                 }
                 Slot::Leaf(prefix, value) if common(ip, prefix.bits) >= prefix.len => {
                     return Some(*value);
@@ -387,10 +460,49 @@ impl<B: Bits, V: Copy + Eq> Trie<B, V> {
                 _ => break,
             }
         }
-        best.map(|at| self.values.items[at as usize])
+        self.values.items.get(stage.best as usize).copied()
+    }
+
+    fn come_to_rest(&mut self) {
+        let fitting = SHORTCUTS.into_iter().find(|&(least, _)| self.len >= least);
+        let Some((_, bits)) = fitting.filter(|_| self.shortcut.is_none()) else {
+            return;
+        };
+        let Slot::Node(Node { path, depth, .. }) = self.slots.items[0] else {
+            return;
+        };
+        let mut shortcut = Shortcut {
+            path,
+            depth,
+            bits,
+            stages: vec![Stage::START; 1 << bits].into(),
+        };
+        // Each with the values of the bits that lead to it.
+        let mut stages = vec![(Stage::START, 0..1 << bits)];
+        while let Some((stage, values)) = stages.pop() {
+            shortcut.stages[values.clone()].fill(stage);
+            let Some(Slot::Node(node)) = self.slots.items.get(stage.next as usize) else {
+                continue;
+            };
+            let Some(rest) = bits.checked_sub(node.depth - depth + STRIDE) else {
+                continue;
+            };
+            // Those with another path end here.
+            shortcut.stages[values].fill(Stage {
+                next: NONE,
+                ..stage
+            });
+            let first = shortcut.index(node.path);
+            stages.extend((0..1 << STRIDE).map(|chunk: u32| {
+                let from = first + ((chunk as usize) << rest);
+                (stage.behind(node, chunk), from..from + (1 << rest))
+            }));
+        }
+        self.shortcut = Some(shortcut);
     }
 
     fn insert(&mut self, prefix: Prefix<B>, value: V) -> Option<V> {
+        self.shortcut = None;
         let mut at = 0;
         loop {
             let slot = self.slots.items[at as usize];
@@ -460,6 +572,7 @@ impl<B: Bits, V: Copy + Eq> Trie<B, V> {
     }
 
     fn remove(&mut self, prefix: Prefix<B>, value: V) -> bool {
+        self.shortcut = None;
         let mut above = None;
         let mut at = 0;
         loop {
@@ -864,6 +977,52 @@ mod tests {
             assert!(table.is_empty());
         }
         assert_eq!(sizes[1..], [sizes[1]; 4]);
+    }
+
+    #[test]
+    fn a_large_table_at_rest_answers_as_it_does_while_it_changes() {
+        for (count, bits) in [(1 << 12, 15), (1 << 18, 20)] {
+            let mut table = AllowedIps::new();
+            let mut numbers = (0..).map(|n: u64| {
+                let n = (n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                (n ^ n >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9)
+            });
+            let mut next = || numbers.next().expect("there is no end");
+            // Some agree in many bits, so that paths are long; some lengths end within the shortcut.
+            let mut addresses = Vec::new();
+            while table.v4.len < count || table.v6.len < count {
+                let (n, len) = (next(), next());
+                let near = if n % 3 == 0 { 0xff } else { 0xffff_ffff };
+                let v4 = IpAddr::from(Ipv4Addr::from_bits((n >> 16) as u32 & near | 0x0a00_0000));
+                let v6 = u128::from(n) << 60 & !(u128::from(!near) << 90) | 0xfd << 120;
+                let v6 = IpAddr::from(Ipv6Addr::from_bits(v6));
+                for (ip, width) in [(v4, 32), (v6, 128)] {
+                    let len = if len % 4 == 0 {
+                        len >> 8 & 31
+                    } else {
+                        width - (len >> 8 & 15)
+                    };
+                    let net = IpNet::new(ip, len.max(5) as u8).expect("a length within the width");
+                    table.insert(net, n as u32 % 50);
+                    addresses.extend([net.addr(), net.network(), net.broadcast()]);
+                }
+            }
+            let mut rested = table.clone();
+            rested.come_to_rest();
+            for found in [
+                rested.v4.shortcut.as_ref().map(|shortcut| shortcut.bits),
+                rested.v6.shortcut.as_ref().map(|shortcut| shortcut.bits),
+            ] {
+                assert_eq!(found, Some(bits));
+            }
+            addresses.extend((0..count).map(|_| IpAddr::from(Ipv4Addr::from_bits(next() as u32))));
+            for &ip in &addresses {
+                assert_eq!(rested.lookup(ip), table.lookup(ip), "{ip}");
+            }
+            // Any change ends it.
+            rested.insert(net("10.0.0.0/32"), 99);
+            assert_eq!(rested.lookup(ip("10.0.0.0")), Some(99));
+        }
     }
 
     /// One step in the life of a table.

@@ -83,6 +83,7 @@ impl Router {
         drop(by_key);
 
         self.bury(&mut next);
+        next.tables.allowed_ips.come_to_rest();
         let tables = Arc::new(next.tables);
         self.tables.store(Arc::clone(&tables));
         if identity_changed {
