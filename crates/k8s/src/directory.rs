@@ -1,0 +1,236 @@
+//! From what the API says of all nodes to the directory.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use warren_mesh::{Directory, Endpoint, Host, NameError, Node, NodeName};
+
+use crate::facts::{NodeFacts, Record, RecordError};
+use crate::known::Known;
+use crate::resources::Mode;
+use crate::settings::Settings;
+
+/// What the API says, as far as it has arrived. Names are those of the objects.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct View {
+    /// The uid of the namespace kube-system.
+    pub cluster: Option<String>,
+    /// Every Node.
+    pub nodes: Option<BTreeMap<String, NodeFacts>>,
+    /// Every MeshNode.
+    pub records: Option<BTreeMap<String, Result<Record, RecordError>>>,
+}
+
+/// A directory, and what belongs to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entries {
+    /// All nodes of the mesh. One without a usable record is in it without a key: it is fenced.
+    pub directory: Directory,
+    /// The uids of their `Node` objects.
+    pub uids: BTreeMap<NodeName, String>,
+    /// What people should know that the directory does not show, ordered by node.
+    pub findings: Vec<Finding>,
+}
+
+/// Something that is wrong with the objects of a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// The name of the objects.
+    pub node: String,
+    /// What is wrong with them.
+    pub issue: Issue,
+}
+
+/// What is wrong with the objects of a node.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Issue {
+    /// The Node's name is none.
+    #[error("{0}")]
+    Name(#[from] NameError),
+    /// A prefix or address of the Node is none.
+    #[error("its Node has {0:?}, which is neither a prefix nor an address")]
+    Unreadable(String),
+    /// There is a record, but no Node.
+    #[error("there is a MeshNode, but no Node of its name")]
+    NoNode,
+    /// The record is no record.
+    #[error("its MeshNode is not followed: {0}")]
+    Record(#[from] RecordError),
+    /// The record is that of another Node of this name.
+    #[error("its MeshNode is of the uid {record}, and its Node has {node}")]
+    OtherNode {
+        /// What the record says.
+        record: String,
+        /// What the Node says.
+        node: String,
+    },
+    /// The record went, or is none any more, and the node stayed.
+    #[error("it has no MeshNode to follow; its last key stays in force until its Node goes, too")]
+    RecordGone,
+    /// The record's key is none.
+    #[error("its public key is no key")]
+    Key,
+    /// The record aims at an address that is not the node's.
+    #[error(
+        "its endpoint {0} is neither an address of its Node nor within allowedEndpointCIDRs, and is \
+         not followed"
+    )]
+    Endpoint(IpAddr),
+    /// The record is of a node that steers its traffic otherwise.
+    #[error("its mode is {theirs:?}, and the mesh's is {ours:?}")]
+    Mode {
+        /// The record's.
+        theirs: Mode,
+        /// The mesh's.
+        ours: Mode,
+    },
+}
+
+impl View {
+    /// The directory that follows from this view, the operator's `settings` and what was `known`
+    /// before. Whether it may take anything away is another question: [`View::trust`].
+    pub fn directory(&self, settings: &Settings, known: &Known) -> Entries {
+        let none = BTreeMap::new();
+        let records = self.records.as_ref().unwrap_or(&none);
+        let nodes = self.nodes.iter().flatten();
+
+        let mut directory = Directory {
+            mesh: settings.mesh.clone(),
+            nodes: BTreeMap::new(),
+            pairs: BTreeMap::new(),
+        };
+        let mut uids = BTreeMap::new();
+        let mut findings = Vec::new();
+        for (name, facts) in nodes {
+            let mut found = |issue| {
+                findings.push(Finding {
+                    node: name.clone(),
+                    issue,
+                });
+            };
+            let name: NodeName = match name.parse() {
+                Ok(name) => name,
+                Err(error) => {
+                    found(Issue::Name(error));
+                    continue;
+                }
+            };
+            let record = records.get(name.as_str());
+            let node = entry(&name, facts, record, settings, known, &mut found);
+            uids.insert(name.clone(), facts.uid.clone());
+            directory.nodes.insert(name, node);
+        }
+        for name in records.keys() {
+            if !self.nodes.iter().any(|nodes| nodes.contains_key(name)) {
+                findings.push(Finding {
+                    node: name.clone(),
+                    issue: Issue::NoNode,
+                });
+            }
+        }
+        findings.sort_by(|a, b| a.node.cmp(&b.node));
+        Entries {
+            directory,
+            uids,
+            findings,
+        }
+    }
+}
+
+/// One node: prefixes and addresses from its `Node`, the key from its record.
+fn entry(
+    name: &NodeName,
+    facts: &NodeFacts,
+    record: Option<&Result<Record, RecordError>>,
+    settings: &Settings,
+    known: &Known,
+    found: &mut impl FnMut(Issue),
+) -> Node {
+    for text in &facts.unreadable {
+        found(Issue::Unreadable(text.clone()));
+    }
+    let mut node = Node {
+        // The address that is a prefix's name is given to no pod, and so it is free for the tunnel.
+        addresses: facts.pod_cidrs.iter().map(IpNet::network).collect(),
+        prefixes: facts.pod_cidrs.clone(),
+        keepalive: settings.keepalive,
+        ..Node::default()
+    };
+    let record = match record {
+        Some(Ok(record)) if record.node_uid == facts.uid => Some(record),
+        Some(Ok(record)) => {
+            found(Issue::OtherNode {
+                record: record.node_uid.clone(),
+                node: facts.uid.clone(),
+            });
+            None
+        }
+        Some(Err(error)) => {
+            found(Issue::Record(error.clone()));
+            None
+        }
+        None => None,
+    };
+    let created = match (record, known.same(name, &facts.uid)) {
+        (Some(record), _) if record.mode != settings.mode => {
+            found(Issue::Mode {
+                theirs: record.mode,
+                ours: settings.mode,
+            });
+            record.created
+        }
+        (Some(record), _) => {
+            node.public_key = record.public_key.parse().ok();
+            if node.public_key.is_none() {
+                found(Issue::Key);
+            }
+            node.endpoints = endpoints(facts, record, &settings.allowed_endpoints, found);
+            record.created
+        }
+        // Whoever empties the API, or takes one record away, cuts no node off.
+        (None, Some(last)) if last.public_key.is_some() => {
+            found(Issue::RecordGone);
+            node.public_key = last.public_key;
+            node.endpoints = last.endpoints.clone();
+            0
+        }
+        (None, _) => i64::MAX,
+    };
+    node.seniority = known.seniority(name, &facts.uid, &node, created);
+    node
+}
+
+/// Where to reach a node: where its record says, as far as that is its own or allowed, and else at
+/// the addresses of its `Node`.
+fn endpoints(
+    facts: &NodeFacts,
+    record: &Record,
+    allowed: &[IpNet],
+    found: &mut impl FnMut(Issue),
+) -> Vec<Endpoint> {
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for &address in &record.endpoints {
+        let own = facts.addresses.contains(&address);
+        if own || allowed.iter().any(|prefix| prefix.contains(&address)) {
+            addresses.push(address);
+        } else {
+            found(Issue::Endpoint(address));
+        }
+    }
+    if addresses.is_empty() {
+        addresses.clone_from(&facts.addresses);
+    }
+    let endpoint = |address| Endpoint {
+        host: Host::Address(address),
+        port: Some(record.port),
+    };
+    addresses.into_iter().map(endpoint).collect()
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "node \"{}\": {}", self.node, self.issue)
+    }
+}
