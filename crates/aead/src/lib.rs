@@ -4,21 +4,29 @@
 //! them some clear bytes (the message header), the text, and the tag. A whole run is one call, so
 //! that a cipher which works on many packets at once has many packets to work on.
 //!
-//! Which cipher does the work is decided once, when a [`Key`] is made: `library.rs` is AWS-LC,
-//! `portable.rs` is pure Rust for targets on which that does not build. Both compute the same.
+//! What does the work is decided once, when a [`Key`] is made ([`Implementation`]). The library goes
+//! through a run record by record: `library.rs` is AWS-LC, `portable.rs` is pure Rust for targets on
+//! which that does not build. Where the processor has the vectors for it, `wide.rs` works on many
+//! records at once, and the library does what is too little for that. All compute the same.
 //!
 //! This crate knows neither replay windows nor sessions: that a counter is used once per key is the
 //! caller's promise. It allocates nothing after `Key::new` and never fails on well-formed input.
 
+mod implementation;
 #[cfg(not(target_family = "wasm"))]
 mod library;
 #[cfg(any(target_family = "wasm", test))]
 mod portable;
+#[cfg(target_arch = "x86_64")]
+mod simd;
+#[cfg(any(target_arch = "x86_64", test))]
+mod wide;
 
 use std::fmt;
 
 use zeroize::{Zeroize, Zeroizing};
 
+pub use implementation::{Implementation, use_library_only};
 #[cfg(not(target_family = "wasm"))]
 use library::Cipher;
 #[cfg(target_family = "wasm")]
@@ -40,6 +48,7 @@ const NONCE_LEN: usize = 12;
 pub struct Key {
     bytes: Box<Zeroizing<[u8; KEY_LEN]>>,
     cipher: Cipher,
+    implementation: Implementation,
 }
 
 /// A record that was not sealed with this key and counter, or not in this form.
@@ -47,13 +56,20 @@ pub struct Key {
 pub struct Forged;
 
 impl Key {
-    /// Makes the key ready for use. This is the only call that allocates.
-    pub fn new(mut bytes: [u8; KEY_LEN]) -> Self {
+    /// Makes the key ready for use, by [`Implementation::current`]. This is the only call that
+    /// allocates.
+    pub fn new(bytes: [u8; KEY_LEN]) -> Self {
+        Self::with(bytes, Implementation::current())
+    }
+
+    /// Makes the key ready for use by the given implementation.
+    pub fn with(mut bytes: [u8; KEY_LEN], implementation: Implementation) -> Self {
         let boxed = Box::new(Zeroizing::new(bytes));
         bytes.zeroize();
         Self {
             cipher: Cipher::new(&boxed),
             bytes: boxed,
+            implementation,
         }
     }
 
@@ -74,12 +90,19 @@ impl Key {
     /// `u64::MAX`. All are bugs of the caller, and the last would use a nonce twice.
     pub fn seal_run(&self, first_counter: u64, run: &mut [u8], stride: usize, prefix: usize) {
         let records = run.len().div_ceil(stride);
+        assert_eq!(
+            with_room(run.len(), stride, prefix),
+            records,
+            "a record has room for its tag",
+        );
         assert!(
             first_counter.checked_add(records as u64).is_some(),
             "counters are exhausted",
         );
-        for (counter, record) in (first_counter..).zip(run.chunks_mut(stride)) {
-            let (text, tag) = text_and_tag(record, prefix).expect("a record has room for its tag");
+        let done = (self.implementation).seal(&self.bytes, first_counter, run, stride, prefix);
+        let left = (first_counter..).zip(run.chunks_mut(stride)).skip(done);
+        for (counter, record) in left {
+            let (text, tag) = text_and_tag(record, prefix);
             *tag = self.cipher.seal(nonce(counter), text);
         }
     }
@@ -100,12 +123,17 @@ impl Key {
         opened: &mut Vec<Result<(), Forged>>,
     ) {
         opened.clear();
-        let mut records = run.chunks_mut(stride.max(1));
-        opened.extend(counters.iter().map(|&counter| {
-            let record = records.next().ok_or(Forged)?;
-            let (text, tag) = text_and_tag(record, prefix).ok_or(Forged)?;
-            self.cipher.open(nonce(counter), text, tag)
-        }));
+        opened.resize(counters.len(), Err(Forged));
+        let records = with_room(run.len(), stride, prefix).min(counters.len());
+        let (counters, opened) = (&counters[..records], &mut opened[..records]);
+        let end = run.len().min(records * stride);
+        let run = &mut run[..end];
+        let done = (self.implementation).open(&self.bytes, counters, run, stride, prefix, opened);
+        let left = counters.iter().zip(run.chunks_mut(stride.max(1)));
+        for ((&counter, record), opened) in left.zip(opened).skip(done) {
+            let (text, tag) = text_and_tag(record, prefix);
+            *opened = self.cipher.open(nonce(counter), text, tag);
+        }
     }
 }
 
@@ -115,9 +143,20 @@ impl fmt::Debug for Key {
     }
 }
 
+/// How many records at the front of a run of `len` bytes have room for their clear bytes and a tag.
+fn with_room(len: usize, stride: usize, prefix: usize) -> usize {
+    let least = prefix.saturating_add(TAG_LEN);
+    if stride < least {
+        return 0;
+    }
+    len / stride + usize::from(len % stride >= least)
+}
+
 /// The two parts of a record behind its clear bytes.
-fn text_and_tag(record: &mut [u8], prefix: usize) -> Option<(&mut [u8], &mut [u8; TAG_LEN])> {
-    record.get_mut(prefix..)?.split_last_chunk_mut()
+fn text_and_tag(record: &mut [u8], prefix: usize) -> (&mut [u8], &mut [u8; TAG_LEN]) {
+    record[prefix..]
+        .split_last_chunk_mut()
+        .expect("a record has room for its tag")
 }
 
 /// WireGuard's nonce: four zero bytes, then the counter in little endian (the paper's 5.4.6).

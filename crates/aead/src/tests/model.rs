@@ -81,7 +81,7 @@ fn quarter_round(state: &mut [u32; 16], a: usize, b: usize, c: usize, d: usize) 
 }
 
 /// Section 2.5.
-fn poly1305(key: &[u8; 32], message: &[u8]) -> [u8; 16] {
+pub(super) fn poly1305(key: &[u8; 32], message: &[u8]) -> [u8; 16] {
     let (r, s) = key.split_at(16);
     let r = u128::from_le_bytes(r.try_into().expect("half of the key"));
     let r = r & 0x0fff_fffc_0fff_fffc_0fff_fffc_0fff_ffff;

@@ -1,0 +1,439 @@
+//! Many records at once beside one at a time, for every kind of lanes that there is: the plain ones
+//! of `lanes.rs` in both shapes, which assert that no limb outgrows its bounds, and the processor's.
+//!
+//! Nothing here needs the library, so that Miri runs it:
+//! `PROPTEST_CASES=4 cargo +nightly miri test --package warren-aead wide`.
+
+use std::array;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::lanes::{Broad, Narrow};
+use super::model;
+use crate::wide::chacha20::{self, BLOCK_LEN, Keystream, Pass, Schedule, Shared, WIDEST};
+use crate::wide::lanes::{Limbs, Processor, WIDEST_LIMBS, Words};
+use crate::wide::poly1305::{Mac, PIECE_LEN};
+use crate::wide::{self, Run};
+use crate::{Forged, KEY_LEN, NONCE_LEN, TAG_LEN, nonce, portable, text_and_tag};
+
+/// Calls a function with every kind of lanes in front of its arguments.
+macro_rules! with_all_lanes {
+    ($function:ident($($argument:expr),* $(,)?)) => {
+        $function(Narrow, $($argument),*);
+        $function(Broad, $($argument),*);
+        #[cfg(target_arch = "x86_64")]
+        {
+            if let Some(avx2) = crate::simd::Avx2::detect() {
+                $function(avx2, $($argument),*);
+            }
+            if let Some(avx512) = crate::simd::Avx512::detect() {
+                $function(avx512, $($argument),*);
+            }
+        }
+    };
+}
+
+/// A way to seal and open, so that the processor's lanes are tried by their own way in.
+trait Lanes: Processor {
+    fn seal(self, key: &[u8; KEY_LEN], counters: &[u64], run: Run<'_>) {
+        wide::seal(self, key, counters, run);
+    }
+
+    fn open(
+        self,
+        key: &[u8; KEY_LEN],
+        counters: &[u64],
+        run: Run<'_>,
+        opened: &mut [Result<(), Forged>],
+    ) {
+        wide::open(self, key, counters, run, opened);
+    }
+}
+
+impl Lanes for Narrow {}
+impl Lanes for Broad {}
+
+#[cfg(target_arch = "x86_64")]
+mod processors {
+    use super::*;
+    use crate::simd::{Avx2, Avx512};
+
+    macro_rules! lanes {
+        ($processor:ty) => {
+            impl Lanes for $processor {
+                fn seal(self, key: &[u8; KEY_LEN], counters: &[u64], run: Run<'_>) {
+                    self.seal(key, counters, run);
+                }
+
+                fn open(
+                    self,
+                    key: &[u8; KEY_LEN],
+                    counters: &[u64],
+                    run: Run<'_>,
+                    opened: &mut [Result<(), Forged>],
+                ) {
+                    self.open(key, counters, run, opened);
+                }
+            }
+        };
+    }
+
+    lanes!(Avx2);
+    lanes!(Avx512);
+}
+
+/// The shape of a group, and what is in it.
+#[derive(Debug, Clone)]
+struct Group {
+    key: [u8; KEY_LEN],
+    counters: Vec<u64>,
+    prefix: usize,
+    text_len: usize,
+    last_len: usize,
+    /// How far behind an aligned address it begins.
+    offset: usize,
+}
+
+impl Group {
+    fn stride(&self) -> usize {
+        self.prefix + self.text_len + TAG_LEN
+    }
+
+    /// The first of `records` records, before sealing.
+    fn plain(&self, records: usize) -> Vec<u8> {
+        let len = (records - 1) * self.stride() + self.prefix + self.last_len + TAG_LEN;
+        (0..len).map(|i| (i * 7 + i / 251) as u8).collect()
+    }
+
+    /// What [`Group::plain`] must become, by the pure-Rust library.
+    fn sealed(&self, records: usize) -> Vec<u8> {
+        let mut run = self.plain(records);
+        let cipher = portable::Cipher::new(&self.key);
+        for (record, &counter) in run.chunks_mut(self.stride()).zip(&self.counters) {
+            let (text, tag) = text_and_tag(record, self.prefix);
+            *tag = cipher.seal(nonce(counter), text);
+        }
+        run
+    }
+}
+
+fn any_group(text_max: usize) -> impl Strategy<Value = Group> {
+    (
+        any::<[u8; KEY_LEN]>(),
+        vec(any::<u64>(), WIDEST),
+        0..40usize,
+        (0..=text_max, 0..=text_max, any::<bool>()),
+        0..64usize,
+    )
+        .prop_map(
+            |(key, counters, prefix, (text_len, last, shorter), offset)| Group {
+                key,
+                counters,
+                prefix,
+                text_len,
+                last_len: if shorter {
+                    last.min(text_len)
+                } else {
+                    text_len
+                },
+                offset,
+            },
+        )
+}
+
+/// Seals and opens the first records of a group; `forged` has a byte of some records, behind their
+/// clear bytes, that is changed on the way.
+fn seals_and_opens<P: Lanes>(processor: P, group: &Group, forged: &[Option<prop::sample::Index>]) {
+    for records in [
+        1,
+        P::BLOCKS / 2,
+        P::BLOCKS / 2 + 1,
+        P::BLOCKS,
+        forged.len() % P::BLOCKS + 1,
+    ] {
+        let counters = &group.counters[..records];
+        let stride = group.stride();
+        let plain = group.plain(records);
+        let mut memory = vec![0xee; group.offset + plain.len() + 64];
+        let inside = group.offset..group.offset + plain.len();
+        memory[inside.clone()].copy_from_slice(&plain);
+
+        let run = Run::new(&mut memory[inside.clone()], stride, group.prefix);
+        processor.seal(&group.key, counters, run);
+        let mut sealed = group.sealed(records);
+        assert_eq!(memory[inside.clone()], sealed, "{records} records");
+
+        let mut expected = vec![Ok(()); records];
+        for ((record, forged), expected) in sealed.chunks_mut(stride).zip(forged).zip(&mut expected)
+        {
+            if let Some(byte) = forged {
+                let secret = &mut record[group.prefix..];
+                let byte = byte.index(secret.len());
+                secret[byte] ^= 1 << (byte % 8);
+                *expected = Err(Forged);
+            }
+        }
+        memory[inside.clone()].copy_from_slice(&sealed);
+        let mut opened = vec![Err(Forged); records];
+        let run = Run::new(&mut memory[inside.clone()], stride, group.prefix);
+        processor.open(&group.key, counters, run, &mut opened);
+        assert_eq!(opened, expected, "{records} records");
+        let left = memory[inside.clone()].chunks(stride);
+        for (i, (left, opened)) in left.zip(&opened).enumerate() {
+            // A forged record is not even decrypted.
+            let from = if opened.is_ok() { &plain } else { &sealed };
+            let from = from.chunks(stride).nth(i).expect("as many records");
+            let text = ..from.len() - TAG_LEN;
+            assert_eq!(left[text], from[text], "record {i} of {records}");
+        }
+        let outside = memory[..inside.start].iter().chain(&memory[inside.end..]);
+        assert!(outside.copied().all(|byte| byte == 0xee));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn a_group_is_sealed_and_opened_as_its_records_are_one_by_one(
+        group in any_group(if cfg!(miri) { 200 } else { 2000 }),
+        forged in vec(prop::option::weighted(0.2, any::<prop::sample::Index>()), 0..=WIDEST),
+    ) {
+        with_all_lanes!(seals_and_opens(&group, &forged));
+    }
+
+    #[test]
+    fn the_lanes_authenticate_extreme_numbers_as_the_model_does(
+        keys in vec(extreme_bytes(32), WIDEST_LIMBS),
+        messages in vec(vec(extreme_bytes(PIECE_LEN), 1..6), WIDEST_LIMBS),
+    ) {
+        let keys: Vec<[u8; 32]> = keys.into_iter().map(|key| key.try_into().expect("32 bytes")).collect();
+        let messages: Vec<Vec<u8>> = messages.iter().map(|pieces| pieces.concat()).collect();
+        with_all_lanes!(authenticates(&keys, &messages));
+    }
+}
+
+#[test]
+fn long_texts_are_sealed_and_opened() {
+    for text_len in [1500, 8999, 9000] {
+        let group = Group {
+            key: array::from_fn(|i| i as u8),
+            counters: (7..).take(WIDEST).collect(),
+            prefix: 16,
+            text_len: if cfg!(miri) {
+                text_len % 1000
+            } else {
+                text_len
+            },
+            last_len: text_len % 1000,
+            offset: 3,
+        };
+        with_all_lanes!(seals_and_opens(&group, &[]));
+    }
+}
+
+#[test]
+fn every_length_is_sealed_and_opened() {
+    let lens: Vec<usize> = if cfg!(miri) {
+        vec![0, 1, 15, 16, 17, 63, 64, 65]
+    } else {
+        (0..=200).collect()
+    };
+    for text_len in lens {
+        for last_len in [0, 1, text_len / 2, text_len.saturating_sub(1), text_len] {
+            let group = Group {
+                key: [0x5a; KEY_LEN],
+                // Both words of a counter change within the group.
+                counters: (u64::from(u32::MAX) - 3..).take(WIDEST).collect(),
+                prefix: 16,
+                text_len,
+                last_len: last_len.min(text_len),
+                offset: 0,
+            };
+            with_all_lanes!(seals_and_opens(&group, &[]));
+        }
+    }
+}
+
+/// Bytes at which carries begin and end, more often than chance has it.
+fn extreme_bytes(len: usize) -> impl Strategy<Value = Vec<u8>> {
+    let byte = prop_oneof![
+        4 => Just(0xff),
+        2 => Just(0),
+        1 => Just(0xfe),
+        1 => Just(0xfb),
+        1 => Just(1),
+        1 => any::<u8>(),
+    ];
+    prop_oneof![vec(byte, len), Just(vec![0xff; len]), Just(vec![0; len])]
+}
+
+/// A message in each lane, of whole pieces; those that are shorter begin later.
+fn authenticates<P: Processor>(processor: P, keys: &[[u8; 32]], messages: &[Vec<u8>]) {
+    let lanes = P::BLOCKS / 2;
+    let half = |at: usize| {
+        let halves = array::from_fn(|lane| {
+            u64::from_le_bytes(*keys[lane][at..].first_chunk().expect("8 of 32 bytes"))
+        });
+        processor.limbs(&halves)
+    };
+    let mut mac = P::Mac::new(processor, [half(0), half(8)], [half(16), half(24)]);
+    let longest = messages
+        .iter()
+        .map(Vec::len)
+        .max()
+        .expect("there are lanes");
+    for at in (0..longest).step_by(PIECE_LEN) {
+        let mut pieces = [[0; PIECE_LEN]; WIDEST_LIMBS];
+        let mut top = [0; WIDEST_LIMBS];
+        for (lane, message) in messages.iter().enumerate() {
+            if let Some(at) = (at + message.len()).checked_sub(longest) {
+                pieces[lane].copy_from_slice(&message[at..][..PIECE_LEN]);
+                top[lane] = 1;
+            }
+        }
+        mac.absorb(
+            processor.gather(|lane| &pieces[lane]),
+            processor.limbs(&top),
+        );
+    }
+    let [low, high] = mac.finish().map(Limbs::to_array);
+    for lane in 0..lanes {
+        let tag = u128::from(low[lane]) | u128::from(high[lane]) << 64;
+        let expected = model::poly1305(&keys[lane], &messages[lane]);
+        assert_eq!(tag.to_le_bytes(), expected, "lane {lane}");
+    }
+}
+
+/// RFC 8439, A.3, vectors 7 to 11: the carries that implementations are known to lose.
+#[test]
+fn the_lanes_authenticate_as_rfc_8439_section_a_3_does() {
+    let ff = [0xff; 16];
+    let number = |bytes: u128| bytes.to_le_bytes();
+    let cases: [(u128, u128, Vec<[u8; 16]>, u128); 5] = [
+        (2, 0, vec![ff], 3),
+        (2, u128::MAX, vec![number(2)], 3),
+        (1, 0, vec![ff, number(u128::MAX - 0x0f), number(0x11)], 5),
+        (
+            1,
+            0,
+            vec![
+                ff,
+                [
+                    0xfb, 0xfe, 0xfe, 0xfe, 0xfe, 0xfe, 0xfe, 0xfe, 0xfe, 0xfe, 0xfe, 0xfe, 0xfe,
+                    0xfe, 0xfe, 0xfe,
+                ],
+                [1; 16],
+            ],
+            0,
+        ),
+        (2, 0, vec![number(u128::MAX - 2)], u128::MAX - 5),
+    ];
+    for (r, s, message, tag) in cases {
+        let key: [u8; 32] = [number(r), number(s)]
+            .concat()
+            .try_into()
+            .expect("32 bytes");
+        let message = message.concat();
+        assert_eq!(model::poly1305(&key, &message), number(tag));
+        with_all_lanes!(authenticates(
+            &[key; WIDEST_LIMBS],
+            &array::from_fn::<_, WIDEST_LIMBS, _>(|_| message.clone()),
+        ));
+    }
+}
+
+/// Every vector of Wycheproof with a nonce of 12 bytes, additional data included, by the parts that
+/// groups are sealed with.
+#[test]
+fn the_lanes_agree_with_wycheproof() {
+    use wycheproof::TestResult;
+    use wycheproof::aead::{TestName, TestSet};
+
+    let set = TestSet::load(TestName::ChaCha20Poly1305).expect("the vectors are there");
+    let mut tried = 0;
+    for vector in set.test_groups.iter().flat_map(|group| &group.tests) {
+        let Ok(nonce) = vector.nonce[..].try_into() else {
+            continue;
+        };
+        let key = vector.key[..].try_into().expect("32 bytes");
+        with_all_lanes!(agrees_with_vector(key, nonce, vector));
+        tried += 1;
+    }
+    assert!(tried > 250, "{tried} vectors");
+
+    fn agrees_with_vector<P: Processor>(
+        processor: P,
+        key: &[u8; KEY_LEN],
+        nonce: &[u8; NONCE_LEN],
+        vector: &wycheproof::aead::Test,
+    ) {
+        let (text, tag) = seal_by_parts(processor, key, nonce, &vector.aad, &vector.pt);
+        let genuine = text == vector.ct[..] && tag == vector.tag[..];
+        assert_eq!(
+            genuine,
+            vector.result == TestResult::Valid,
+            "vector {}",
+            vector.tc_id
+        );
+    }
+}
+
+/// Seals one text with any nonce and additional data.
+fn seal_by_parts<P: Processor>(
+    processor: P,
+    key: &[u8; KEY_LEN],
+    nonce: &[u8; NONCE_LEN],
+    aad: &[u8],
+    plain: &[u8],
+) -> (Vec<u8>, [u8; TAG_LEN]) {
+    let (first, counter) = nonce.split_first_chunk().expect("4 of 12 bytes");
+    let counter = u64::from_le_bytes(counter.try_into().expect("8 of 12 bytes"));
+    let shared = Shared::new(processor, key, *first);
+    let blocks = plain.len().div_ceil(BLOCK_LEN) as u32;
+    let counters = [counter];
+    let mut schedule = Schedule::new(&counters, blocks, blocks);
+    let mut keystream = Vec::new();
+    let mut pass = Pass::default();
+    loop {
+        schedule.next(P::BLOCKS, &mut pass);
+        let Some(part) = pass.parts().last() else {
+            break;
+        };
+        let words = chacha20::blocks(processor, &shared, &pass);
+        let mut made = Keystream([[0; BLOCK_LEN]; WIDEST]);
+        P::Words::interleave(&words, &mut made);
+        keystream.extend(made.0[..part.lane + part.lanes].concat());
+    }
+    let (one_time_key, keystream) = keystream.split_at(BLOCK_LEN);
+    let text: Vec<u8> = plain
+        .iter()
+        .zip(keystream)
+        .map(|(text, key)| text ^ key)
+        .collect();
+
+    let half = |at: usize| {
+        processor.limb(u64::from_le_bytes(
+            *one_time_key[at..].first_chunk().expect("8 of 32 bytes"),
+        ))
+    };
+    let mut mac = P::Mac::new(processor, [half(0), half(8)], [half(16), half(24)]);
+    let lens = [aad.len() as u64, text.len() as u64]
+        .map(u64::to_le_bytes)
+        .concat();
+    for piece in [aad, &text, &lens]
+        .into_iter()
+        .flat_map(|part| part.chunks(PIECE_LEN))
+    {
+        let mut padded = [0; PIECE_LEN];
+        padded[..piece.len()].copy_from_slice(piece);
+        mac.absorb(processor.gather(|_| &padded), processor.limb(1));
+    }
+    let [[low, ..], [high, ..]] = mac.finish().map(Limbs::to_array);
+    let tag = u128::from(low) | u128::from(high) << 64;
+    (text, tag.to_le_bytes())
+}
