@@ -1,5 +1,6 @@
 //! A cluster with the mesh's resources and rights in it, whose nodes and pods are played.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
@@ -25,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A server with everything of `deploy/kubernetes` in it.
 #[derive(Clone)]
 pub struct Cluster {
-    server: &'static Server,
+    server: Arc<Server>,
     /// A client that may do everything.
     pub admin: Client,
 }
@@ -52,10 +53,10 @@ impl Cluster {
     }
 
     /// A server as it is.
-    pub fn bare(server: &'static Server) -> Self {
+    pub fn bare(server: Arc<Server>) -> Self {
         Self {
-            server,
             admin: server.admin(),
+            server,
         }
     }
 

@@ -4,6 +4,7 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
@@ -43,9 +44,10 @@ pub struct Server {
 
 impl Server {
     /// The one that all tests of this program share.
-    pub async fn shared() -> &'static Self {
-        static SHARED: OnceCell<Server> = OnceCell::const_new();
-        SHARED.get_or_init(|| Self::start(Options::default())).await
+    pub async fn shared() -> Arc<Self> {
+        static SHARED: OnceCell<Arc<Server>> = OnceCell::const_new();
+        let start = || async { Arc::new(Self::start(Options::default()).await) };
+        SHARED.get_or_init(start).await.clone()
     }
 
     /// Starts one, and waits until it is ready.
