@@ -14,7 +14,7 @@ use warren_control::status::{self, Status};
 use warren_control::{Limits, Listener, Server, uapi};
 use warren_engine::{Engine, Threads, UdpOptions};
 
-use crate::settings::{Role, Settings, Tuning};
+use crate::settings::{Aead, Role, Settings, Tuning};
 use crate::{daemon, sys};
 
 /// wireguard-go's, which leaves room for an outer IPv6 header on Ethernet.
@@ -55,6 +55,9 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
         Some(listener) => listener,
         None => claim(&interface)?,
     };
+    if settings.tuning.aead == Aead::Library {
+        warren_aead::use_library_only();
+    }
     let engine = Engine::start(tun, engine_options(&settings.tuning))
         .with_context(|| format!("cannot start {interface}"))?;
     let engine = Arc::new(engine);
@@ -64,7 +67,8 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
     if settings.role == Role::Daemon {
         daemon::ready(settings.keep_stderr).context("cannot leave the terminal")?;
     }
-    tracing::info!("{interface} is ready");
+    let aead = warren_aead::Implementation::current().name();
+    tracing::info!(aead, "{interface} is ready");
     tracing::info!("no state is kept: a clock set back between two starts delays handshakes");
 
     let stopper = uapi.stopper();

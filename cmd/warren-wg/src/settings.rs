@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
-use clap::{Args, CommandFactory as _, Parser};
+use clap::{Args, CommandFactory as _, Parser, ValueEnum};
 use clap_complete::Shell;
 use tracing::level_filters::LevelFilter;
 
@@ -53,6 +53,17 @@ pub(crate) struct Tuning {
     pub(crate) no_steering: bool,
     pub(crate) no_udp_segmentation: bool,
     pub(crate) no_udp_receive_offload: bool,
+    pub(crate) aead: Aead,
+}
+
+/// What seals and opens packets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Aead {
+    /// The fastest that the processor has
+    #[default]
+    Auto,
+    /// One packet at a time, by the library
+    Library,
 }
 
 /// A name that the kernel takes for an interface (`dev_valid_name` in `net/core/dev.c`).
@@ -173,6 +184,10 @@ impl Settings {
                     || environment.switch("WARREN_NO_UDP_SEGMENTATION")?,
                 no_udp_receive_offload: tuning.no_udp_receive_offload
                     || environment.switch("WARREN_NO_UDP_RECEIVE_OFFLOAD")?,
+                aead: match tuning.aead {
+                    None => environment.aead("WARREN_AEAD")?,
+                    Some(given) => given,
+                },
             },
         })
     }
@@ -269,6 +284,11 @@ struct TuningArguments {
     /// One datagram for each receive [WARREN_NO_UDP_RECEIVE_OFFLOAD]
     #[arg(long)]
     no_udp_receive_offload: bool,
+
+    /// What seals and opens packets: many at a time where the processor can, or by the library
+    /// alone [WARREN_AEAD; auto]
+    #[arg(long, value_name = "CIPHER")]
+    aead: Option<Aead>,
 }
 
 const AFTER_HELP: &str = "\
@@ -350,6 +370,18 @@ impl Environment<'_> {
                 expected: "1 or 0",
             }),
         }
+    }
+
+    fn aead(&self, name: &'static str) -> Result<Aead, SettingsError> {
+        let Some(value) = self.get(name) else {
+            return Ok(Aead::default());
+        };
+        let aead = (value.to_str()).and_then(|text| Aead::from_str(text, false).ok());
+        aead.ok_or(SettingsError::Variable {
+            name,
+            value,
+            expected: "auto or library",
+        })
     }
 }
 
@@ -480,10 +512,12 @@ mod tests {
             no_steering: true,
             no_udp_segmentation: true,
             no_udp_receive_offload: true,
+            aead: Aead::Library,
         };
         let by_option = read(
             "--workers 4 --joined --mtu 1280 --no-tun-offload --no-uso --no-multi-queue \
-             --no-steering --no-udp-segmentation --no-udp-receive-offload wg0",
+             --no-steering --no-udp-segmentation --no-udp-receive-offload \
+             --aead library wg0",
             &[],
         );
         assert_eq!(by_option.expect("settings").tuning, everything);
@@ -499,6 +533,7 @@ mod tests {
                 ("WARREN_NO_STEERING", "1"),
                 ("WARREN_NO_UDP_SEGMENTATION", "1"),
                 ("WARREN_NO_UDP_RECEIVE_OFFLOAD", "1"),
+                ("WARREN_AEAD", "library"),
             ],
         );
         assert_eq!(by_variable.expect("settings").tuning, everything);
