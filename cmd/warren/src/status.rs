@@ -68,7 +68,7 @@ fn no_daemon(interface: Option<&str>) -> anyhow::Error {
     let of = of.unwrap_or_default();
     anyhow!(
         "no warrend runs here{of}; start one with `warrend --mesh mesh.toml --node NAME`, or look \
-         why it ended with `journalctl -u warrend`"
+         why it ended with `journalctl -u 'warrend@*'`"
     )
 }
 
