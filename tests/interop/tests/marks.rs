@@ -1,7 +1,10 @@
 //! What the wire tells of what it carries: the type of service of handshakes, and of congestion no
 //! less and no more than RFC 6040 says.
 
-use warren_tests_interop::{Outer, Program, Seen, Tunnel, Wiretap};
+use std::time::Duration;
+
+use warren_control::status;
+use warren_tests_interop::{Killed, Outer, Program, Seen, Tunnel, Wiretap, patiently};
 
 /// Assured forwarding 41, as the kernel's driver marks handshakes.
 const HANDSHAKE_TOS: u8 = 0x88;
@@ -20,6 +23,34 @@ fn handshakes_are_marked_as_the_kernel_marks_them_and_data_is_not() {
             assert!(!marks.is_empty(), "no message of type {kind}: {seen:?}");
             assert!(marks.iter().all(|&mark| mark == tos), "{kind}: {marks:x?}");
         }
+    }
+}
+
+#[test]
+fn cookie_replies_are_not_marked_as_the_kernel_does_not_mark_them() {
+    for (outer, target) in [
+        (Outer::V4, "192.0.2.2:51820"),
+        (Outer::V6, "[2001:db8::2]:51820"),
+    ] {
+        let ends = Tunnel::new(Program::Warren, Program::Warren, outer);
+        let key = ends.called.run("wg show wg0 public-key");
+        let wiretap = Wiretap::start(&ends.called, env!("CARGO_BIN_EXE_wiretap"));
+        let flood = ends
+            .caller
+            .command(env!("CARGO_BIN_EXE_flood"))
+            .args(["one", target, key.trim(), "2000"])
+            .spawn();
+        let flood = Killed(flood.expect("nsenter is installed"));
+        let socket = ends.called.root().join("run/warren/wg0.sock");
+        patiently("a cookie is demanded", || {
+            let status = status::ask(&socket, Duration::from_secs(10));
+            let drops = status.expect("the daemon answers").drops;
+            drops.get("in_cookie_demanded").is_some_and(|&n| n > 0)
+        });
+        drop(flood);
+        let marks: Vec<u8> = outers(&wiretap.stop(), 3).collect();
+        assert!(!marks.is_empty(), "no cookie reply");
+        assert!(marks.iter().all(|&mark| mark == 0), "{marks:x?}");
     }
 }
 

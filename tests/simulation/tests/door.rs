@@ -46,6 +46,30 @@ fn a_peer_in_whose_name_somebody_floods_is_called_back_and_its_answer_let_in() {
     assert!(peer.open(&keepalive[0]).is_empty());
 }
 
+/// As `wg_socket_send_buffer_as_reply_to_skb` of the kernel's driver sends it.
+#[test]
+fn a_cookie_reply_is_not_marked_as_the_other_handshake_messages_are() {
+    let mut random = Random::new(42);
+    let mut node = Node::new(1, random.fork());
+    let mut batches = Batches::new();
+    let now = Instant::from_nanos(1_000_000_000);
+    let home = SocketAddr::from(([198, 51, 100, 1], 4000));
+    let mut peer = Insider::new(home, &node.public(), random.fork());
+    node.set_peers([PeerChange::new(peer.public())], now);
+
+    let mut sent = Vec::new();
+    for _ in 0..500 {
+        let initiation = peer.initiation(now);
+        let flight = flight(home, node.address, &initiation);
+        assert!(batches.push_received(&flight, node.local()));
+        sent.extend(marks(&node.inbound(&mut batches, now)));
+        sent.extend(marks(&node.tick(now)));
+    }
+    assert!(sent.contains(&(2, 0x88)), "{sent:?}");
+    assert!(sent.contains(&(3, 0)), "{sent:?}");
+    assert!(!sent.contains(&(3, 0x88)), "{sent:?}");
+}
+
 fn arrive(node: &mut Node, batches: &mut Batches, from: SocketAddr, bytes: &[u8], now: Instant) {
     let flight = flight(from, node.address, bytes);
     assert!(batches.push_received(&flight, node.local()));
@@ -56,4 +80,11 @@ fn arrive(node: &mut Node, batches: &mut Batches, from: SocketAddr, bytes: &[u8]
 fn messages(done: &Done, kind: u8) -> Vec<Vec<u8>> {
     let all = done.datagrams().map(|(_, bytes)| bytes.to_vec());
     all.filter(|bytes| bytes[0] == kind).collect()
+}
+
+/// Type and type of service of each message that was sent.
+fn marks(done: &Done) -> Vec<(u8, u8)> {
+    let all = done.datagrams();
+    all.map(|(transmit, bytes)| (bytes[0], transmit.tos))
+        .collect()
 }

@@ -27,8 +27,11 @@ use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::tables::Tables;
 
-/// TOS of handshake messages: AF41, as in the kernel's driver, without a mark of congestion.
+/// TOS of initiations and responses: AF41, as in the kernel's driver, without a mark of congestion.
 const HANDSHAKE_TOS: u8 = 0x88;
+/// TOS of cookie replies, as the kernel's driver sends them
+/// (`wg_socket_send_buffer_as_reply_to_skb`).
+pub(super) const COOKIE_REPLY_TOS: u8 = 0;
 
 /// The gate and the queue behind it.
 #[derive(Debug)]
@@ -228,7 +231,14 @@ impl Router {
             let session = state.response_created(session, &response, now)?;
             self.indices.promote(session, &peer);
         }
-        put(&response, &ticket.endpoint(), peer.id().0, out, edges);
+        put(
+            &response,
+            HANDSHAKE_TOS,
+            &ticket.endpoint(),
+            peer.id().0,
+            out,
+            edges,
+        );
         Ok(peer)
     }
 
@@ -305,7 +315,14 @@ impl Router {
             }
             state.initiation_created(in_flight, now);
         }
-        put(&initiation, &ticket.endpoint(), peer.id().0, out, edges);
+        put(
+            &initiation,
+            HANDSHAKE_TOS,
+            &ticket.endpoint(),
+            peer.id().0,
+            out,
+            edges,
+        );
     }
 
     /// Whether this device is who it was when a message came, or was begun. To be asked with the peer locked: a
@@ -334,6 +351,7 @@ impl Router {
 /// Puts a handshake message into the batch, transmitting what is there if it is full.
 pub(super) fn put(
     message: &[u8],
+    tos: u8,
     to: &Endpoint,
     tag: u32,
     out: &mut SendBatch,
@@ -350,7 +368,7 @@ pub(super) fn put(
         remote: to.addr,
         source: source_of(to),
         ecn: Ecn::NotEct,
-        tos: HANDSHAKE_TOS,
+        tos,
         tag,
     });
 }

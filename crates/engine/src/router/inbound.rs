@@ -163,7 +163,8 @@ impl Router {
                     match self.knock(tables, message, from, now) {
                         Ok(None) => {}
                         Ok(Some(reply)) => {
-                            handshake::put(&reply, &from, NO_PEER, out, edges);
+                            let tos = handshake::COOKIE_REPLY_TOS;
+                            handshake::put(&reply, tos, &from, NO_PEER, out, edges);
                             scratch.tally.count(Reason::InCookieDemanded);
                         }
                         Err(reason) => scratch.tally.count(reason),

@@ -31,6 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         (target.parse()?, key.parse()?, rate.parse()?);
     let sources: Vec<String> = match kind.as_str() {
         "many" => (0..=255).map(|n| format!("198.18.0.{n}:0")).collect(),
+        "forged" | "one" if target.is_ipv6() => vec!["[::]:0".to_owned()],
         "forged" | "one" => vec!["0.0.0.0:0".to_owned()],
         _ => return Err("expected forged, one or many".into()),
     };
