@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, anyhow};
 use tokio::sync::oneshot;
 use warren_config::DeviceConfig;
-use warren_engine::{End, Engine, Options, Timestamps};
+use warren_engine::{ApplyError, BindError, End, Engine, Options, Timestamps};
 use warren_mesh::Plan;
 use warren_state::StateDir;
 use warren_tun::Device;
@@ -73,7 +73,10 @@ impl Tunnel {
         let local: Vec<_> = plan.host.fence.local.iter().copied().collect();
         self.engine.set_local(Some(&local));
         if !change.is_empty() {
-            (self.engine.apply(&change)).map_err(|error| anyhow!(remedy(error.to_string())))?;
+            (self.engine.apply(&change)).map_err(|error| match error {
+                ApplyError::Bind(error) => anyhow!(remedy(&error)),
+                error => anyhow!(error),
+            })?;
         }
         Ok(())
     }
@@ -87,7 +90,7 @@ impl Tunnel {
 
     /// Why there are no sockets although the interface is up, and what to do.
     pub(crate) fn unbound(&self) -> Option<String> {
-        (self.engine.report().unbound).map(|why| format!("no peer is reached: {}", remedy(why)))
+        (self.engine.report().unbound).map(|why| format!("no peer is reached: {}", remedy(&why)))
     }
 
     /// Waits until the engine comes to its end by itself. Dropping the future loses nothing.
@@ -103,10 +106,12 @@ impl Drop for Tunnel {
 }
 
 /// What is wrong with the sockets, with what can be done where something can.
-fn remedy(why: String) -> String {
-    match why.contains("in use") {
-        true => format!("{why}; end that program, or give the mesh another `port`"),
-        false => why,
+fn remedy(error: &BindError) -> String {
+    match error {
+        BindError::PortTaken { .. } => {
+            format!("{error}; end that program, or give the mesh another `port`")
+        }
+        _ => error.to_string(),
     }
 }
 

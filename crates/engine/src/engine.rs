@@ -110,9 +110,9 @@ pub struct Report {
     pub interface: String,
     /// Whether the interface is up.
     pub up: bool,
-    /// Why there is no UDP socket although the interface is up, so that no peer is reached, in a
-    /// sentence. It is tried for again each second.
-    pub unbound: Option<String>,
+    /// Why there is no UDP socket although the interface is up, so that no peer is reached. It is
+    /// tried for again each second.
+    pub unbound: Option<Arc<BindError>>,
     /// MTU of the interface, in bytes.
     pub mtu: u32,
     /// How many workers there are.
@@ -142,7 +142,7 @@ struct Net {
     fwmark: u32,
     up: bool,
     /// Why there are no sockets although the interface is up.
-    unbound: Option<String>,
+    unbound: Option<Arc<BindError>>,
     workers: usize,
 }
 
@@ -376,13 +376,15 @@ impl Net {
         } else if !sockets.is_open() {
             let concerned = change.listen_port.is_some() || change.fwmark.is_some();
             // A change of other things is not at fault, and the control thread tries again.
-            self.open(shared)
-                .or_else(|error| if concerned { Err(error) } else { Ok(()) })
+            match self.open(shared) {
+                Err(error) if concerned => Err(error.into()),
+                _ => Ok(()),
+            }
         } else if self.listen_port != before.0
             // Asking for the port that is open is no change, also when the system chose it.
             && sockets.port() != Some(self.listen_port)
         {
-            self.open(shared)
+            self.open(shared).map_err(ApplyError::from)
         } else if self.fwmark != before.1 {
             let fwmark = self.fwmark;
             sockets
@@ -399,7 +401,7 @@ impl Net {
     }
 
     /// Opens sockets on the port that is asked for, and closes those that were open.
-    fn open(&mut self, shared: &Shared) -> Result<(), ApplyError> {
+    fn open(&mut self, shared: &Shared) -> Result<(), BindError> {
         let options = warren_udp::Options {
             port: self.listen_port,
             fwmark: self.fwmark,
@@ -422,7 +424,7 @@ impl Net {
                 %error,
                 "the interface is up, but its peers cannot be reached; trying again each second"
             );
-            self.unbound = Some(error.to_string());
+            self.unbound = Some(Arc::new(error));
         }
     }
 
@@ -430,7 +432,7 @@ impl Net {
     fn reopen(&mut self, shared: &Shared) {
         match self.open(shared) {
             Ok(()) => tracing::info!("the UDP port is open, so peers can be reached"),
-            Err(error) => self.unbound = Some(error.to_string()),
+            Err(error) => self.unbound = Some(Arc::new(error)),
         }
     }
 

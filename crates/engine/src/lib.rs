@@ -35,4 +35,6 @@ mod worker;
 pub use drops::Reason;
 pub use engine::{ApplyError, End, Engine, Options, Report, StartError, UdpOptions};
 pub use router::{Control, Edges, Entropy, Inbound, Outbound, Router, Timestamps};
+/// Why a UDP port was not opened, as [`ApplyError`] and [`Report`] tell.
+pub use warren_udp::BindError;
 pub use worker::{Threads, default_workers};
