@@ -19,7 +19,9 @@
 //! So a flood from one source never fills the queue, one from many invented sources fills it until
 //! load sets in and then fails step 3, load ends a second after the queue is short again, and a peer
 //! in whose name somebody floods has a session after a round trip. What a flood in its name does
-//! keep out, most of the time, is a sender that nobody knows to be there.
+//! keep out, most of the time, is a sender that nobody knows to be there, and a peer at whose own door
+//! somebody floods in our name as well: then each finds the other's share used up, and an initiation
+//! is let in by chance alone.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
