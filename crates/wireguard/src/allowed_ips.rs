@@ -11,7 +11,7 @@
 //! or two. All is in two flat arrays per family: cloning copies memory and chases nothing, which is
 //! how a device changes its table while packets are looked up in the old one.
 //!
-//! A large table that has come to rest is given a [`Shortcut`]: the outcome of its first steps for
+//! A large table that has come to rest is given a `Shortcut`: the outcome of its first steps for
 //! each value of the bits that they decide, so that a lookup begins behind them.
 
 use std::fmt;
