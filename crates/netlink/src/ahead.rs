@@ -11,8 +11,8 @@
 //! - it is about other destinations, or about what is behind this node alone;
 //! - it is about the tunnel's interface, or about one that is not there;
 //! - it comes behind our lookup, and is not about the tunnel's mark;
-//! - its table has no route for the mesh. The tables `main` and `default` are not looked into: what is in
-//!   them may be very long and change all the time, and a default route is in there soon enough.
+//! - its table has no route for the mesh. The tables `main` and `default` are not looked into, nor is one
+//!   that is very long: they change all the time, and a default route is in there soon enough.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -243,7 +243,11 @@ impl AnyRule {
             } => true,
             Deed::Lookup { table, suppress } => {
                 let tunnel = observed.link(&config.interface).map(|link| link.index);
-                let routes = observed.others.get(&table).into_iter().flatten();
+                let routes = match observed.others.get(&(self.family, table)) {
+                    Some(Some(routes)) => routes.iter(),
+                    Some(None) => return true,
+                    None => return false,
+                };
                 let mut routes = routes.filter(|route| leads_elsewhere(route, suppress, tunnel));
                 routes.any(|route| {
                     let common = |prefix| overlap(prefix, &route.destination);
@@ -485,7 +489,7 @@ mod tests {
                 source: None,
                 complex: false,
             };
-            observed.others.insert(100, vec![route]);
+            observed.others.insert((Family::V4, 100), Some(vec![route]));
             !ahead(&observed, &config()).is_empty()
         };
         let away = RouteKind::Unicast(UNDERLAY);
@@ -504,6 +508,13 @@ mod tests {
             None
         ));
         assert!(counts("10.1.0.0/16", RouteKind::Other(libc::RTN_NAT), None));
+
+        // Of one that is too long to be read nobody knows.
+        let mut observed = host(theirs(50, 100));
+        observed.others.insert((Family::V6, 100), None);
+        assert!(ahead(&observed, &config()).is_empty());
+        observed.others.insert((Family::V4, 100), None);
+        assert_eq!(ahead(&observed, &config()).len(), 1);
     }
 
     #[test]

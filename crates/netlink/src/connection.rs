@@ -118,14 +118,30 @@ impl Connection {
     pub(crate) fn dump(&mut self, message: &Message) -> Result<Vec<Vec<u8>>, KernelError> {
         let mut attempts = 0..DUMP_ATTEMPTS;
         loop {
-            let (found, interrupted) = self.dump_once(message)?;
+            let (found, interrupted) = self.dump_once(message, usize::MAX)?;
             if !interrupted || attempts.next().is_none() {
                 return Ok(found);
             }
         }
     }
 
-    fn dump_once(&mut self, message: &Message) -> Result<(Vec<Vec<u8>>, bool), KernelError> {
+    /// The payloads of a dump that yields no more than `bound`; `None` where it yields more. What is left
+    /// of such a dump is in the way of the next one: this connection is of no use any more.
+    pub(crate) fn dump_within(
+        mut self,
+        message: &Message,
+        bound: usize,
+    ) -> Result<Option<Vec<Vec<u8>>>, KernelError> {
+        let (found, _) = self.dump_once(message, bound)?;
+        Ok((found.len() <= bound).then_some(found))
+    }
+
+    /// Leaves off when there are more than `bound`.
+    fn dump_once(
+        &mut self,
+        message: &Message,
+        bound: usize,
+    ) -> Result<(Vec<Vec<u8>>, bool), KernelError> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut out = Vec::new();
         message.write(self.sequence, NLM_F_REQUEST | NLM_F_DUMP, &mut out);
@@ -146,6 +162,9 @@ impl Connection {
                     }
                     _ => found.push(answer.payload.to_vec()),
                 }
+            }
+            if found.len() > bound {
+                return Ok((found, interrupted));
             }
         }
         Err(unanswered())

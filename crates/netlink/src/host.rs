@@ -248,7 +248,12 @@ impl Host {
         if !changed.is_empty() {
             self.pace.repaired(now);
         }
-        self.others = observed.others.keys().copied().collect();
+        // What was too long to be read makes no difference whatever is in it.
+        let read = observed
+            .others
+            .iter()
+            .filter(|(_, routes)| routes.is_some());
+        self.others = read.map(|((_, table), _)| *table).collect();
         let contested = self.pace.is_contested(now);
         if contested && !self.contested {
             tracing::warn!(

@@ -42,7 +42,7 @@ pub use connection::KernelError;
 pub use fence::{COUNTERS, table_name};
 pub use host::{Host, HostError, LinkState, Options, Report, load_fence};
 pub use nft::{Found, Table};
-pub use observe::{Features, Nftables, Observed, Surroundings};
+pub use observe::{Features, Nftables, Observed, Surroundings, TablesOfOthers};
 pub use owned::{Claim, Owned, StateError};
 pub use plan::{Change, Occupied, occupied, plan, plan_fence, plan_uninstall};
 pub use route::{Action, Address, Family, LOCAL_TABLE, Link, MAIN_TABLE, Route, RouteKind, Rule};

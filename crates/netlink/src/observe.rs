@@ -1,5 +1,6 @@
 //! What is there: the part of the host's state that planning looks at.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -8,6 +9,9 @@ use crate::connection::{Connection, KernelError};
 use crate::nft::Found;
 use crate::owned::Claim;
 use crate::route::{self, Address, Family, Link, MAIN_TABLE, Route, RouteKind, Rule};
+
+/// The routes of tables that are not ours; `None` of one with more of them than are read.
+pub type TablesOfOthers = BTreeMap<(Family, u32), Option<Vec<Route>>>;
 
 /// The host as it was found.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -22,8 +26,8 @@ pub struct Observed {
     pub rules: Vec<Rule>,
     /// All rules, in the order in which the kernel asks them within a family.
     pub order: Vec<AnyRule>,
-    /// The routes of those tables that rules of others lead to ahead of the claims', by table.
-    pub others: BTreeMap<u32, Vec<Route>>,
+    /// The tables that rules of others lead to ahead of the claims'.
+    pub others: TablesOfOthers,
     /// The families that the kernel routes.
     pub families: BTreeSet<Family>,
     /// The nftables tables that are claimed, by name.
@@ -75,6 +79,10 @@ const NO_NFTABLES: [i32; 5] = [
     libc::EINVAL,
     libc::EPERM,
 ];
+
+/// So many routes of a table that is not ours are read, and no more: it is done at every look at the host,
+/// and a table with all prefixes of the internet would take all of the time in which the fence is put back.
+const ROUTES_OF_OTHERS: usize = 4096;
 
 /// Sockets to the kernel.
 pub(crate) struct Kernel {
@@ -136,43 +144,37 @@ impl Kernel {
         observed.rules = (observed.order.iter())
             .filter_map(|rule| rule.ours)
             .collect();
-        observed.others = self.others(&observed, &claims)?;
+        observed.others = Self::others(&observed, &claims)?;
         observed.nftables = self.tables(&claims, &mut observed.tables)?;
         Ok(observed)
     }
 
     /// What the tables have that rules lead to ahead of the claims', or among theirs.
-    fn others(
-        &mut self,
-        observed: &Observed,
-        claims: &[&Claim],
-    ) -> Result<BTreeMap<u32, Vec<Route>>, KernelError> {
+    fn others(observed: &Observed, claims: &[&Claim]) -> Result<TablesOfOthers, KernelError> {
         let is_ahead = |rule: &&AnyRule| {
             let mut claims = claims.iter();
             claims.any(|claim| rule.priority <= claim.rule_priority.saturating_add(1))
         };
-        let mut others: BTreeMap<u32, Vec<Route>> = BTreeMap::new();
-        let mut asked = BTreeSet::new();
+        let mut others = BTreeMap::new();
         for rule in observed.order.iter().filter(is_ahead) {
             let Some(table) = rule.table() else { continue };
             let is_ours = claims.iter().any(|claim| claim.table == table);
-            if !is_ours && asked.insert((rule.family, table)) {
-                let routes = self.routes(rule.family, table)?;
-                others.entry(table).or_default().extend(routes);
+            if let Entry::Vacant(place) = others.entry((rule.family, table))
+                && !is_ours
+            {
+                place.insert(routes_within(rule.family, table, ROUTES_OF_OTHERS)?);
             }
         }
         Ok(others)
     }
 
     fn routes(&mut self, family: Family, table: u32) -> Result<Vec<Route>, KernelError> {
-        let routes = match self.route.dump(&route::dump_routes(family, table)) {
-            Ok(routes) => routes,
+        match self.route.dump(&route::dump_routes(family, table)) {
+            Ok(found) => Ok(of_table(table, &found)),
             // A table that nobody has used yet.
-            Err(error) if error.errno() == libc::ENOENT => Vec::new(),
-            Err(error) => return Err(error),
-        };
-        let routes = routes.iter().filter_map(|raw| Route::parse(raw));
-        Ok(routes.filter(|route| route.table == table).collect())
+            Err(error) if error.errno() == libc::ENOENT => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
     }
 
     fn tables(
@@ -235,6 +237,26 @@ impl Kernel {
 }
 
 /// The name servers of a `resolv.conf`.
+/// The routes of a table that is not ours, unless there are more than `bound`.
+fn routes_within(
+    family: Family,
+    table: u32,
+    bound: usize,
+) -> Result<Option<Vec<Route>>, KernelError> {
+    let found = Connection::route()?.dump_within(&route::dump_routes(family, table), bound);
+    let found = match found {
+        // As above.
+        Err(error) if error.errno() == libc::ENOENT => Some(Vec::new()),
+        found => found?,
+    };
+    Ok(found.map(|found| of_table(table, &found)))
+}
+
+fn of_table(table: u32, found: &[Vec<u8>]) -> Vec<Route> {
+    let routes = found.iter().filter_map(|raw| Route::parse(raw));
+    routes.filter(|route| route.table == table).collect()
+}
+
 fn resolvers(resolv_conf: &str) -> BTreeSet<IpAddr> {
     let server = |line: &str| {
         let address = line.trim().strip_prefix("nameserver")?.trim();

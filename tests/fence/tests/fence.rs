@@ -407,6 +407,13 @@ fn a_rule_of_somebody_else_ahead_is_named_and_the_nftables_table_holds() {
     // A route in that table is heard of, too.
     at.ip("-6 route del fd00:1:2::/64 table 100");
     told_of(&both[..1]);
+    // One that nobody reads to its end counts, whatever is in it.
+    at.run_script(
+        "seq 5000 | sed 's|.*|route add unreachable fd00:2::&/128 table 100|' | ip -6 -batch -",
+    );
+    told_of(&both);
+    scene.go_on();
+    at.ip("-6 route flush table 100");
     at.ip("rule del priority 90");
     told_of(&[]);
 
