@@ -1,10 +1,12 @@
 //! A mesh file with the secrets it needs: read as a whole, or refused as a whole.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::Read as _;
+use std::fs::OpenOptions;
+use std::io::{self, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
 use warren_mesh::{MeshFile, NodeName, Plan, Problem, Resolved, Secrets, Severity, Underlay, plan};
 use warren_netlink::Surroundings;
 use warren_state::StateDir;
@@ -33,9 +35,16 @@ impl Mesh {
     ) -> Result<Self, Vec<String>> {
         let shown = path.display();
         let mut bytes = Vec::new();
-        File::open(path)
-            .and_then(|file| file.take(FILE_MAX + 1).read_to_end(&mut bytes))
-            .map_err(|error| vec![format!("{shown} cannot be read: {error}")])?;
+        // A pipe's writer would be waited for, and with it everything else.
+        let opened = OpenOptions::new()
+            .read(true)
+            .custom_flags(OFlags::NONBLOCK.bits() as i32)
+            .open(path);
+        let read = opened.and_then(|file| match file.metadata()?.is_file() {
+            true => file.take(FILE_MAX + 1).read_to_end(&mut bytes),
+            false => Err(io::Error::other("it is no ordinary file")),
+        });
+        read.map_err(|error| vec![format!("{shown} cannot be read: {error}")])?;
         if bytes.len() as u64 > FILE_MAX {
             return Err(vec![format!("{shown} is larger than {FILE_MAX} bytes")]);
         }

@@ -269,6 +269,8 @@ fn io_error(path: PathBuf, did: &'static str, source: io::Error) -> StateError {
 mod tests {
     use std::os::unix::fs::symlink;
 
+    use rustix::fs::{FileType, Mode, mknodat};
+
     use super::*;
 
     #[test]
@@ -313,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_a_directory_and_nonsense_are_no_keys() {
+    fn a_link_a_pipe_a_directory_and_nonsense_are_no_keys() {
         let scratch = Scratch::new("nonsense");
         let state = scratch.state();
         state.create().expect("created");
@@ -323,6 +325,13 @@ mod tests {
 
         state.write("elsewhere", b"x").expect("written");
         symlink(state.path().join("elsewhere"), &path).expect("linked");
+        assert!(matches!(
+            state.private_key(),
+            Err(StateError::NoFile { .. })
+        ));
+        fs::remove_file(&path).expect("removed");
+        let mode = Mode::RUSR | Mode::WUSR;
+        mknodat(CWD, &path, FileType::Fifo, mode, 0).expect("made");
         assert!(matches!(
             state.private_key(),
             Err(StateError::NoFile { .. })

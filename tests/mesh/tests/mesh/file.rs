@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -224,6 +225,35 @@ fn a_bad_file_is_refused_whole_with_its_sentence_and_the_old_one_stays_in_force(
     network.write(&network.mesh_of(&["a", "b", "c"]));
     daemons[0].wait("all is well", AT_ONCE, |status| status.problems.is_empty());
     flow.end_whole();
+}
+
+#[test]
+fn a_pipe_in_the_place_of_a_file_is_refused_and_waited_for_by_nobody() {
+    let network = Network::new();
+    let Network { a, b, .. } = &network;
+    let text = network.mesh_of(&["a", "b", "c"]);
+    let keyed = text.replacen("[mesh]", "[mesh]\npreshared_key_file = \"mesh.psk\"", 1);
+    let daemons = [a, b].map(Daemon::start);
+    let refused = |place: &Path| {
+        let place = place.display().to_string();
+        daemons[0].wait("the pipe is refused", AT_ONCE, |status| {
+            let mut problems = status.problems.iter();
+            problems
+                .any(|problem| problem.starts_with(&place) && problem.contains("no ordinary file"))
+        });
+        assert!(a.host.reaches(&b.v4()));
+    };
+
+    let pipe = network.scratch().join("pipe");
+    a.host.run(&format!("mkfifo -m 600 {}", pipe.display()));
+    fs::rename(&pipe, network.mesh_file()).expect("a scratch directory");
+    refused(network.mesh_file());
+    let key = a.state.join("mesh.psk");
+    a.host.run(&format!("mkfifo -m 600 {}", key.display()));
+    network.write(&keyed);
+    refused(&key);
+    network.write(&text);
+    daemons[0].wait("all is well", AT_ONCE, |status| status.problems.is_empty());
 }
 
 #[test]
