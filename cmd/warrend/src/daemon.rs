@@ -63,8 +63,9 @@ struct Daemon {
     traffic: BTreeMap<PublicKey, (u64, u64)>,
     /// The files as they looked when they were last read, and at the last tick.
     looks: (Looks, Looks),
-    /// The rules of others that take packets past the fence's.
+    /// The rules of others that take packets past the fence's: now, and those told of since the last tick.
     ahead: Vec<Ahead>,
+    ahead_told: Vec<Ahead>,
     /// Whether whoever started this daemon was told that it is ready.
     is_ready: bool,
     /// The nodes that said at the last tick to run another file.
@@ -154,6 +155,7 @@ impl Daemon {
             traffic: BTreeMap::new(),
             looks: (looks.clone(), looks),
             ahead: Vec::new(),
+            ahead_told: Vec::new(),
             is_ready: false,
             strangers: BTreeSet::new(),
             board,
@@ -339,10 +341,14 @@ impl Daemon {
         notify::ready();
     }
 
-    /// Says in the log what rules take packets past the fence's, each when it is new.
+    /// Says in the log what rules take packets past the fence's, each when it is new. One that comes and
+    /// goes is told of once a tick.
     fn came_ahead(&mut self, ahead: Vec<Ahead>) {
-        for rule in ahead.iter().filter(|rule| !self.ahead.contains(rule)) {
-            tracing::warn!("{rule} comes before the fence's and may take packets past them");
+        for rule in &ahead {
+            if !self.ahead_told.contains(rule) {
+                tracing::warn!("{rule} comes before the fence's and may take packets past them");
+                self.ahead_told.push(rule.clone());
+            }
         }
         self.ahead = ahead;
     }
@@ -465,6 +471,7 @@ impl Daemon {
             self.reload();
         }
         self.watch.begin();
+        self.ahead_told.clone_from(&self.ahead);
         self.name_strangers();
         let Some(tunnel) = &self.tunnel else { return };
         let device = tunnel.engine().status();
