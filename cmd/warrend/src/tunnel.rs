@@ -36,6 +36,9 @@ impl Tunnel {
         .with_context(|| format!("interface {interface} cannot be opened"))?;
         let options = Options {
             timestamps: timestamps(state)?,
+            // An interface that the run before has left is up: it is to have this port and no other.
+            listen_port: plan.device.listen_port,
+            fwmark: plan.device.fwmark,
             ..Options::default()
         };
         let engine = Arc::new(Engine::start(device, options)?);

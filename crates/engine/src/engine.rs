@@ -28,6 +28,10 @@ pub struct Options {
     pub udp: UdpOptions,
     /// Where the timestamps of initiations come from.
     pub timestamps: Timestamps,
+    /// The UDP port of an interface that is up already, before any change is applied; 0 for any.
+    pub listen_port: u16,
+    /// The mark of its packets; 0 for none.
+    pub fwmark: u32,
 }
 
 /// What the UDP sockets may use of what the kernel offers.
@@ -153,6 +157,8 @@ impl Engine {
             threads,
             udp,
             timestamps,
+            listen_port,
+            fwmark,
         } = options;
         let host = |action| move |source| StartError::Host { action, source };
         let queues: Vec<_> = device.take_queues().into_iter().map(Arc::new).collect();
@@ -185,8 +191,8 @@ impl Engine {
             workers: queues.len(),
             device,
             udp,
-            listen_port: 0,
-            fwmark: 0,
+            listen_port,
+            fwmark,
             up,
             unbound: None,
         }));

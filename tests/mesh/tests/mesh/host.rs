@@ -186,8 +186,8 @@ fn while_the_port_is_taken_it_says_so_and_is_not_ready_and_then_it_is() {
             sentence.contains("UDP port 51820 of IPv4 is in use by another program")
                 && sentence.contains("end that program, or give the mesh another `port`")
         };
-        daemon.wait("the port is named", at_once, |status| {
-            status.problems.iter().any(names_port)
+        daemon.wait("the port is named, and no other taken", at_once, |status| {
+            status.problems.iter().any(names_port) && status.node.listen_port == 51820
         });
         let logged: Vec<String> = daemon.log().lines().map(str::to_owned).collect();
         assert!(logged.iter().any(names_port), "{logged:#?}");
