@@ -174,8 +174,9 @@ impl Router {
         }
         if replace || change.endpoints.is_some() {
             peer.set_endpoints(change.endpoints.clone().unwrap_or_default());
-            if let Some(endpoint) = peer.endpoint() {
-                self.known.learn(handle.id(), endpoint.addr);
+            match peer.endpoint() {
+                Some(endpoint) => self.known.learn(handle.id(), endpoint.addr),
+                None => self.known.forget(handle.id()),
             }
         }
         if replace || change.persistent_keepalive.is_some() {
@@ -292,6 +293,42 @@ impl Next {
                     self.tables.allowed_ips.remove(&prefix, id);
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::*;
+    use crate::router::Entropy;
+
+    #[test]
+    fn nobody_is_known_to_be_at_an_endpoint_that_was_taken_away() {
+        let router = Router::new(1420, Box::new(|| {}), Box::new(Zeros));
+        let key = PublicKey::from_bytes([1; 32]);
+        let endpoint: SocketAddr = "192.0.2.1:1".parse().expect("an address");
+        for endpoints in [vec![endpoint], Vec::new()] {
+            let there = !endpoints.is_empty();
+            let peer = PeerChange {
+                endpoints: Some(endpoints),
+                ..PeerChange::new(key)
+            };
+            let change = DeviceChange {
+                peers: vec![peer],
+                ..DeviceChange::default()
+            };
+            router.apply(&change, Instant::from_nanos(0));
+            assert_eq!(router.known.contains(&endpoint), there);
+        }
+    }
+
+    struct Zeros;
+
+    impl Entropy for Zeros {
+        fn fill(&mut self, bytes: &mut [u8]) {
+            bytes.fill(0);
         }
     }
 }
