@@ -380,10 +380,13 @@ impl Net {
         let done = if !self.up {
             Ok(())
         } else if !sockets.is_open() {
-            let concerned = change.listen_port.is_some() || change.fwmark.is_some();
             // A change of other things is not at fault, and the control thread tries again.
+            let at_fault = |error: &BindError| match error {
+                BindError::Mark { .. } => change.fwmark.is_some(),
+                _ => change.listen_port.is_some(),
+            };
             match self.open(shared) {
-                Err(error) if concerned => Err(error.into()),
+                Err(error) if at_fault(&error) => Err(error.into()),
                 _ => Ok(()),
             }
         } else if self.listen_port != before.0

@@ -23,6 +23,7 @@ fn a_port_that_was_taken_when_the_interface_came_up_is_had_once_it_is_free() {
 
     let key = "wEH0bPYWpTgSbuvMiBFlAmuyVlzyf5Wy6FYj6kVKPGg=";
     host.run(&format!("wg set wg0 peer {key}"));
+    host.run("wg set wg0 fwmark 0x51");
     let again = host.attempt("wg set wg0 listen-port 51820");
     assert!(!again.success, "what cannot be had is refused");
     // Long enough to be tried for more than once.
@@ -34,6 +35,7 @@ fn a_port_that_was_taken_when_the_interface_came_up_is_had_once_it_is_free() {
     assert!(listens(&host));
     assert_eq!(host.run("wg show wg0 listen-port"), "51820\n");
     assert_eq!(host.run("wg show wg0 peers"), format!("{key}\n"));
+    assert_eq!(host.run("wg show wg0 fwmark"), "0x51\n");
     let log = host.run("cat /var/run/log");
     for said in ["trying again each second", "the UDP port is open"] {
         assert_eq!(log.matches(said).count(), 1, "{said:?} in\n{log}");
