@@ -204,7 +204,14 @@ fn read_key<K: FromStr<Err = KeyError>>(
         path: path.to_owned(),
         make,
     };
-    // Neither follow a link nor wait for a pipe's writer.
+    let no_file = || StateError::NoFile {
+        path: path.to_owned(),
+    };
+    // A path comes from the mesh file, and some devices do things as soon as they are opened.
+    if fs::symlink_metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+        return Err(no_file());
+    }
+    // Neither follow a link nor wait for a pipe's writer that have come meanwhile.
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
     let opened = OpenOptions::new()
         .read(true)
@@ -214,9 +221,7 @@ fn read_key<K: FromStr<Err = KeyError>>(
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(missing()),
         Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
-            return Err(StateError::NoFile {
-                path: path.to_owned(),
-            });
+            return Err(no_file());
         }
         Err(source) => return Err(io_error(path.to_owned(), "read", source)),
     };
@@ -225,9 +230,7 @@ fn read_key<K: FromStr<Err = KeyError>>(
         .metadata()
         .map_err(|source| io_error(path.to_owned(), "read", source))?;
     if !metadata.is_file() {
-        return Err(StateError::NoFile {
-            path: path.to_owned(),
-        });
+        return Err(no_file());
     }
     check_owner(path, metadata.uid())?;
     let mode = metadata.mode() & 0o7777;
