@@ -8,6 +8,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 /// A host of its own, until it is dropped.
 #[derive(Debug)]
 pub struct Host {
@@ -175,13 +177,23 @@ pub fn connect_as(interface: &str, left: (&Host, &[&str]), right: (&Host, &[&str
     }
 }
 
-/// A process that does not outlive its test.
+/// A command of a host that ends when this is dropped.
 #[derive(Debug)]
 pub struct Killed(pub Child);
 
 impl Drop for Killed {
     fn drop(&mut self) {
-        let _ = self.0.kill();
+        // What was started is `nsenter`: it does not take its program along, and ends with it.
+        let pid = self.0.id();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        let children = children.unwrap_or_default();
+        let mut programs = children
+            .split_whitespace()
+            .filter_map(|pid| Pid::from_raw(pid.parse().ok()?));
+        let ended = programs.any(|program| kill_process(program, Signal::KILL).is_ok());
+        if !ended {
+            let _ = self.0.kill();
+        }
         let _ = self.0.wait();
     }
 }

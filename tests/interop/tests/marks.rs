@@ -48,6 +48,7 @@ fn cookie_replies_are_not_marked_as_the_kernel_does_not_mark_them() {
             drops.get("in_cookie_demanded").is_some_and(|&n| n > 0)
         });
         drop(flood);
+        assert!(ends.caller.processes("flood").is_empty(), "it goes on");
         let marks: Vec<u8> = outers(&wiretap.stop(), 3).collect();
         assert!(!marks.is_empty(), "no cookie reply");
         assert!(marks.iter().all(|&mark| mark == 0), "{marks:x?}");
