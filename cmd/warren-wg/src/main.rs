@@ -27,6 +27,14 @@ fn main() -> ExitCode {
         }
         Err(error) => return failed(&anyhow::Error::msg(error.to_string())),
     };
+    if cfg!(warren_null_cipher) {
+        eprintln!("warren-wg: THIS BUILD ENCRYPTS NOTHING; it is for measuring the rest");
+        if settings.role != Role::Foreground {
+            return failed(&anyhow::anyhow!(
+                "without a cipher it stays in the foreground"
+            ));
+        }
+    }
     if settings.role == Role::Launcher {
         return daemon::launch().unwrap_or_else(|error| failed(&error));
     }

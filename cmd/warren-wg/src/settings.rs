@@ -199,6 +199,13 @@ const WORKERS_MAX: usize = 256;
 const MTU_MIN: u32 = 68;
 const MTU_MAX: u32 = 65_521;
 
+/// What `--version` says.
+const VERSION: &str = if cfg!(warren_null_cipher) {
+    concat!(env!("CARGO_PKG_VERSION"), ", WITHOUT A CIPHER")
+} else {
+    env!("CARGO_PKG_VERSION")
+};
+
 /// A userspace WireGuard device, driven by wg(8) and wg-quick(8).
 ///
 /// Opens the TUN interface INTERFACE and listens for wg(8) at /var/run/wireguard/INTERFACE.sock. It
@@ -207,7 +214,7 @@ const MTU_MAX: u32 = 65_521;
 #[derive(Debug, Parser)]
 #[command(
     name = "warren-wg",
-    version,
+    version = VERSION,
     after_help = AFTER_HELP,
     after_long_help = AFTER_HELP,
     max_term_width = 100,

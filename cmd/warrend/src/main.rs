@@ -15,6 +15,9 @@
 //! It ends without removing anything: the interface stays and the fence stands. `uninstall` removes
 //! what is on record as ours.
 
+#[cfg(warren_null_cipher)]
+compile_error!("a mesh without a cipher is nothing to measure");
+
 mod args;
 mod beacon;
 mod daemon;

@@ -44,7 +44,7 @@ impl Implementation {
     /// just agreed with the library, unless [`use_library_only`] was called.
     pub fn current() -> Self {
         static FASTEST: OnceLock<Implementation> = OnceLock::new();
-        if LIBRARY_ONLY.load(Ordering::Relaxed) {
+        if cfg!(warren_null_cipher) || LIBRARY_ONLY.load(Ordering::Relaxed) {
             return Self::LIBRARY;
         }
         *FASTEST.get_or_init(|| {
@@ -69,6 +69,7 @@ impl Implementation {
     /// How it is called in a status or a log.
     pub fn name(self) -> &'static str {
         match self.0 {
+            Code::Library if cfg!(warren_null_cipher) => "none at all",
             Code::Library => "library",
             #[cfg(target_arch = "x86_64")]
             Code::Avx2(_) => "avx2",

@@ -13,9 +13,11 @@
 //! caller's promise. It allocates nothing after `Key::new` and never fails on well-formed input.
 
 mod implementation;
-#[cfg(not(target_family = "wasm"))]
+#[cfg(not(any(target_family = "wasm", warren_null_cipher)))]
 mod library;
-#[cfg(any(target_family = "wasm", test))]
+#[cfg(warren_null_cipher)]
+mod null;
+#[cfg(any(all(target_family = "wasm", not(warren_null_cipher)), test))]
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod simd;
@@ -27,9 +29,11 @@ use std::fmt;
 use zeroize::{Zeroize, Zeroizing};
 
 pub use implementation::{Implementation, use_library_only};
-#[cfg(not(target_family = "wasm"))]
+#[cfg(not(any(target_family = "wasm", warren_null_cipher)))]
 use library::Cipher;
-#[cfg(target_family = "wasm")]
+#[cfg(warren_null_cipher)]
+use null::Cipher;
+#[cfg(all(target_family = "wasm", not(warren_null_cipher)))]
 use portable::Cipher;
 
 /// Length of a key in bytes.
