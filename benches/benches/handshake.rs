@@ -10,16 +10,13 @@
     reason = "criterion's macros write functions without any"
 )]
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use warren_benches::ends::{End, ends};
-use warren_benches::nodes::{ADDRESSES, Node};
+use warren_benches::ends::{callers, ends, forgeries, push};
+use warren_benches::nodes::Node;
 use warren_config::{PeerChange, PrivateKey};
-use warren_packet::Ecn;
-use warren_packet::batch::{Datagram, RecvBatch};
-use warren_wireguard::messages::INITIATION_LEN;
+use warren_packet::batch::RecvBatch;
 
 /// Initiations in one batch.
 const BATCH: u8 = 200;
@@ -64,23 +61,8 @@ fn parts(criterion: &mut Criterion) {
 fn node(criterion: &mut Criterion) {
     let private = PrivateKey::from_bytes([2; 32]);
     let mut node = Node::new(1, &private);
-    let keys: Vec<PrivateKey> = (0..BATCH)
-        .map(|seed| {
-            // None is the node's own.
-            let mut bytes = [9; 32];
-            bytes[1] = seed;
-            PrivateKey::from_bytes(bytes)
-        })
-        .collect();
-    node.add_peers(
-        keys.iter()
-            .map(|key| PeerChange::new(key.public()))
-            .collect(),
-    );
-    let mut callers: Vec<End> = keys
-        .iter()
-        .map(|key| End::new(key, private.public(), ADDRESSES[1]))
-        .collect();
+    let (keys, mut callers) = callers(usize::from(BATCH), private.public());
+    node.add_peers(keys.into_iter().map(PeerChange::new).collect());
     let mut group = criterion.benchmark_group("node");
     group.throughput(Throughput::Elements(u64::from(BATCH)));
     group.bench_function("answer", |bencher| {
@@ -102,12 +84,7 @@ fn node(criterion: &mut Criterion) {
         });
     });
     group.bench_function("forged", |bencher| {
-        let mut batch = RecvBatch::new(1);
-        for caller in &mut callers {
-            let mut initiation = caller.initiation();
-            initiation[INITIATION_LEN - 32] ^= 1;
-            push(&mut batch, &initiation);
-        }
+        let mut batch = forgeries(&mut callers);
         bencher.iter(|| node.receive(&mut batch));
         assert!(
             node.wire.received.datagrams.is_empty(),
@@ -115,21 +92,6 @@ fn node(criterion: &mut Criterion) {
         );
     });
     group.finish();
-}
-
-/// Puts a message into a batch, as a datagram of its own from one site with many peers.
-fn push(batch: &mut RecvBatch, message: &[u8]) {
-    let start = batch.datagrams.last().map_or(0, |last| last.range.end);
-    let range = start..start + message.len();
-    batch.arena[range.clone()].copy_from_slice(message);
-    let remote: SocketAddr = ADDRESSES[0].parse().expect("an address");
-    batch.datagrams.push(Datagram {
-        stride: range.len(),
-        range,
-        remote,
-        source: None,
-        ecn: Ecn::NotEct,
-    });
 }
 
 #[expect(clippy::disallowed_methods, reason = "a bench measures")]

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use warren_config::{PrivateKey, PublicKey, WallTime};
+use warren_packet::Ecn;
+use warren_packet::batch::{Datagram, RecvBatch};
 use warren_wireguard::messages::{self, Handshake, INITIATION_LEN, Message, RESPONSE_LEN};
 use warren_wireguard::time::{Instant, Tai64nClock};
 use warren_wireguard::{
@@ -37,6 +39,45 @@ pub fn sessions() -> ([End; 2], [Arc<Session>; 2]) {
     let of_caller = caller.peer.response_received(of_caller, at(1).into(), now);
     let sessions = [of_caller, of_called].map(|session| session.expect("nothing came between"));
     ([caller, called], sessions)
+}
+
+/// Callers of one node by the public key of each.
+pub fn callers(count: usize, of: PublicKey) -> (Vec<PublicKey>, Vec<End>) {
+    (0..count as u32)
+        .map(|number| {
+            // None is the key of a node.
+            let mut bytes = [9; 32];
+            bytes[1..5].copy_from_slice(&number.to_le_bytes());
+            let key = PrivateKey::from_bytes(bytes);
+            (key.public(), End::new(&key, of, ADDRESSES[1]))
+        })
+        .unzip()
+}
+
+/// An initiation of each whose first mac is wrong.
+pub fn forgeries(callers: &mut [End]) -> RecvBatch {
+    let mut batch = RecvBatch::new(1);
+    for caller in callers {
+        let mut initiation = caller.initiation();
+        initiation[INITIATION_LEN - 32] ^= 1;
+        push(&mut batch, &initiation);
+    }
+    batch
+}
+
+/// Puts a message into a batch, as a datagram of its own from one site with many peers.
+pub fn push(batch: &mut RecvBatch, message: &[u8]) {
+    let start = batch.datagrams.last().map_or(0, |last| last.range.end);
+    let range = start..start + message.len();
+    batch.arena[range.clone()].copy_from_slice(message);
+    let remote: SocketAddr = ADDRESSES[0].parse().expect("an address");
+    batch.datagrams.push(Datagram {
+        stride: range.len(),
+        range,
+        remote,
+        source: None,
+        ecn: Ecn::NotEct,
+    });
 }
 
 /// One end of a handshake, which knows the other.
@@ -124,14 +165,18 @@ impl End {
 
     /// Takes the response to the last initiation.
     pub fn take(&self, response: &[u8]) -> Session {
+        self.accept(response).expect("it is authentic")
+    }
+
+    /// As [`Self::take`], of something that need not be that response.
+    pub fn accept(&self, response: &[u8]) -> Option<Session> {
         let Ok(Message::Handshake(message @ Handshake::Response(parsed))) =
             messages::parse(response)
         else {
-            panic!("it is a response");
+            return None;
         };
-        assert!(self.identity.verify(message).is_some(), "the first mac");
-        let opener = self.peer.in_flight(parsed.receiver());
-        let opener = opener.expect("it answers the last initiation");
-        opener.consume_response(parsed).expect("it is authentic")
+        self.identity.verify(message)?;
+        let opener = self.peer.in_flight(parsed.receiver())?;
+        opener.consume_response(parsed).ok()
     }
 }

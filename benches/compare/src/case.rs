@@ -1,17 +1,25 @@
 //! What is measured of a device, and how.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
+use std::hint::black_box;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use warren_benches::ends::{callers, forgeries};
+use warren_benches::nodes::Node;
+use warren_benches::tables::{Random, filled, v4, v6, within};
+use warren_config::{PeerChange, PrivateKey};
 
 use crate::bed::{Bed, Side};
 use crate::clock::{Pace, Stopwatch};
 use crate::device::{Pair, Program};
 use crate::load::{self, Datagrams, Load};
+use crate::report::{NULL, WARREN};
+use crate::shake::{self, Callers};
 
 /// One way to look at a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -36,6 +44,14 @@ pub(crate) enum Case {
     Segment1372,
     /// Bulk TCP, one stream, while 50,000 forged handshake messages a second arrive.
     Forged,
+    /// Numbered datagrams beside four streams, by pairs of devices with 1, 2 and 4 workers.
+    Workers,
+    /// Initiations of many peers, answered.
+    Handshakes,
+    /// Initiations with a wrong first mac, shed by Warren's engine in memory on one core.
+    Shed,
+    /// Random addresses looked up among a million prefixes, by Warren's table in memory.
+    Lookups,
     /// Echoes through an idle tunnel.
     Ping,
     /// Echoes beside one bulk stream.
@@ -47,7 +63,7 @@ pub(crate) enum Case {
 }
 
 impl Case {
-    pub(crate) const ALL: [Case; 14] = [
+    pub(crate) const ALL: [Case; 18] = [
         Case::Integrity,
         Case::Tcp1,
         Case::Tcp4,
@@ -58,6 +74,10 @@ impl Case {
         Case::Segment64,
         Case::Segment1372,
         Case::Forged,
+        Case::Workers,
+        Case::Handshakes,
+        Case::Shed,
+        Case::Lookups,
         Case::Ping,
         Case::PingLoaded,
         Case::Peers,
@@ -76,6 +96,10 @@ impl Case {
             Case::Segment64 => "UDP flood, 64 bytes, application uses UDP_SEGMENT and UDP_GRO",
             Case::Segment1372 => "UDP flood, 1372 bytes, application uses UDP_SEGMENT and UDP_GRO",
             Case::Forged => "Bulk TCP, 1 stream, under 50,000 forged handshake messages a second",
+            Case::Workers => "Datagrams out of order beside four streams, by the number of workers",
+            Case::Handshakes => "Handshakes answered",
+            Case::Shed => "Forged handshake messages shed by one core, engine in memory",
+            Case::Lookups => "Allowed-ips of a million prefixes, random lookups in memory",
             Case::Ping => "Ping, idle",
             Case::PingLoaded => "Ping beside one bulk TCP stream",
             Case::Peers => "Idle peers configured and shown by UAPI",
@@ -89,7 +113,7 @@ pub(crate) type Figures = BTreeMap<&'static str, f64>;
 
 /// Whether a figure is good when it is large; the names are all that there are.
 pub(crate) fn larger_is_better(figure: &str) -> bool {
-    matches!(figure, GBIT | KPPS | KEPT)
+    matches!(figure, GBIT | KPPS | KEPT | CPU_SECOND | SECOND | SHED)
 }
 
 const GBIT: &str = "Gb/s";
@@ -99,6 +123,9 @@ const SYSTEM_BYTE: &str = "system ns/B";
 const DAEMONS_BYTE: &str = "daemons ns/B";
 const SYSTEM_PACKET: &str = "system ns/packet";
 const REORDERED: &str = "reordered";
+const CPU_SECOND: &str = "a CPU second";
+const SECOND: &str = "a second";
+const SHED: &str = "M a second";
 
 /// What all cases share.
 pub(crate) struct Setting<'a> {
@@ -107,6 +134,8 @@ pub(crate) struct Setting<'a> {
     pub(crate) seconds: f64,
     pub(crate) peers: usize,
     pub(crate) smoke: bool,
+    /// Made when they are first needed.
+    pub(crate) callers: OnceCell<Callers>,
 }
 
 /// What a case is run on: a pair of devices, or the bare wire.
@@ -135,6 +164,16 @@ impl Setting<'_> {
     /// Runs a case; `None` where it has no meaning for the bare wire.
     pub(crate) fn run(&self, case: Case, subject: &Subject<'_>) -> Result<Option<Figures>> {
         let to = subject.address(Side::B);
+        let name = subject.program.map(|program| program.name.as_str());
+        // Without a cipher there is only the way of packets to look at.
+        if name == Some(NULL)
+            && !matches!(
+                case,
+                Case::Integrity | Case::Tcp1 | Case::Tcp4 | Case::Udp64 | Case::Udp1372
+            )
+        {
+            return Ok(None);
+        }
         let figures = match case {
             Case::Integrity => {
                 let mebibytes = if self.smoke { 4 } else { 64 };
@@ -177,6 +216,17 @@ impl Setting<'_> {
                 Some(pair) => self.forged(subject, pair)?,
                 None => return Ok(None),
             },
+            Case::Workers => match subject.program {
+                Some(program) => self.workers(program)?,
+                None => return Ok(None),
+            },
+            Case::Handshakes => match subject.program {
+                Some(program) => self.handshakes(program)?,
+                None => return Ok(None),
+            },
+            Case::Shed if name == Some(WARREN) => self.shed(),
+            Case::Lookups if name == Some(WARREN) => self.lookups(),
+            Case::Shed | Case::Lookups => return Ok(None),
             Case::Ping => self.echoes(to, Duration::from_millis(2))?,
             Case::PingLoaded => {
                 let load = load::streams(self.bed, to, 1)?;
@@ -279,6 +329,105 @@ impl Setting<'_> {
             (GBIT, flooded),
             (KEPT, flooded / undisturbed),
         ]))
+    }
+
+    /// Pairs of their own, one after the other, for the numbers of workers that the program can be
+    /// told.
+    fn workers(&self, program: &Program) -> Result<Figures> {
+        let mut figures = Figures::new();
+        for (number, name) in [(1, "by 1"), (2, "by 2"), (4, "by 4")] {
+            let Some(program) = program.with_workers(number) else {
+                break;
+            };
+            let pair = Pair::start(&program, 100, self.bed, self.pace)?;
+            let to = Side::B.inner(pair.number);
+            let _streams = load::streams(self.bed, to, 4)?;
+            let shape = Datagrams {
+                bytes: 1372,
+                segments: 1,
+            };
+            let flood = load::flood(self.bed, to, shape)?;
+            self.pace
+                .rest(self.warm_up() + Duration::from_secs_f64(self.seconds / 2.0))?;
+            ensure!(
+                flood.arrived.datagrams.load(Relaxed) > 0,
+                "nothing arrived by {number} workers"
+            );
+            figures.insert(name, flood.arrived.reordered.load(Relaxed) as f64);
+        }
+        Ok(figures)
+    }
+
+    /// A fresh process answers what many peers send it.
+    fn handshakes(&self, program: &Program) -> Result<Figures> {
+        const PORT: u16 = 53_999;
+        let callers = self.callers.get_or_init(Callers::new);
+        let interface = format!("wbc{}h", std::process::id() % 100_000);
+        let process = program.start(self.bed, Side::B, &interface, self.pace)?;
+        let private = PrivateKey::from_bytes(shake::CALLED).to_hex();
+        let mut request = format!("set=1\nprivate_key={private}\nlisten_port={PORT}\n");
+        for (number, key) in callers.keys.iter().enumerate() {
+            let [high, low] = (number as u16).to_be_bytes();
+            let key = key.to_hex();
+            writeln!(
+                request,
+                "public_key={key}\nallowed_ip=10.130.{high}.{low}/32"
+            )?;
+        }
+        request.push('\n');
+        process.ask(&request).context("configuring")?;
+        self.bed
+            .ip(Side::B, &format!("link set {interface} mtu 1420 up"))?;
+        shake::route(self.bed)?;
+        let sockets = Callers::sockets(self.bed, (Side::B.outer(), PORT).into())?;
+        self.pace.rest(self.warm_up())?;
+        let (watch, before) = (Stopwatch::start(), process.run_seconds()?);
+        let patience = Duration::from_secs_f64(self.seconds);
+        let answers = callers.call(&sockets, patience, self.pace)?;
+        let (seconds, after) = (watch.elapsed().as_secs_f64(), process.run_seconds()?);
+        callers.check(&sockets)?;
+        let count = answers.count as f64;
+        Ok(Figures::from([
+            (CPU_SECOND, count / (after - before)),
+            (SECOND, count / (seconds - answers.paused)),
+        ]))
+    }
+
+    fn shed(&self) -> Figures {
+        let private = PrivateKey::from_bytes([2; 32]);
+        let mut node = Node::new(1, &private);
+        let (keys, mut callers) = callers(200, private.public());
+        node.add_peers(keys.into_iter().map(PeerChange::new).collect());
+        let mut batch = forgeries(&mut callers);
+        let (watch, mut shed) = (Stopwatch::start(), 0);
+        while watch.elapsed().as_secs_f64() < self.seconds / 3.0 {
+            node.receive(&mut batch);
+            shed += callers.len();
+        }
+        let seconds = watch.elapsed().as_secs_f64();
+        Figures::from([(SHED, shed as f64 / seconds / 1e6)])
+    }
+
+    fn lookups(&self) -> Figures {
+        let count = if self.smoke { 10_000 } else { 1_000_000 };
+        let mut figures = Figures::new();
+        for (name, prefix) in [("v4 ns", v4 as fn(&mut Random) -> _), ("v6 ns", v6)] {
+            let mut random = Random::new();
+            let prefixes: Vec<_> = (0..count).map(|_| prefix(&mut random)).collect();
+            let mut table = filled(&prefixes);
+            table.come_to_rest();
+            // More than any cache holds.
+            let addresses: Vec<_> = (0..count)
+                .map(|_| within(prefixes[random.below(count)], &mut random))
+                .collect();
+            let watch = Stopwatch::start();
+            for address in &addresses {
+                black_box(table.lookup(black_box(*address)));
+            }
+            let took = watch.elapsed().as_secs_f64();
+            figures.insert(name, took * 1e9 / count as f64);
+        }
+        figures
     }
 
     /// What arrives, and what it costs, between two looks at the counters of a load that has warmed up.

@@ -14,6 +14,7 @@ use base64::prelude::BASE64_STANDARD;
 use crate::bed::{Bed, Side};
 use crate::clock::{Pace, Stopwatch};
 use crate::load::ping_once;
+use crate::report::WARREN;
 
 /// A program that makes an interface of the name that stands for `{}` among its arguments, stays in
 /// the foreground and listens for wg(8).
@@ -73,6 +74,22 @@ impl Program {
             arguments,
             version,
         })
+    }
+
+    /// The program with a number of workers, if it can be told.
+    pub(crate) fn with_workers(&self, number: usize) -> Option<Program> {
+        let mut program = self.clone();
+        program.arguments = match self.name.as_str() {
+            WARREN => format!("-f --workers {number} {{}}"),
+            "boringtun-cli" => {
+                format!("--foreground --disable-drop-privileges --threads {number} {{}}")
+            }
+            _ => return None,
+        }
+        .split(' ')
+        .map(str::to_owned)
+        .collect();
+        Some(program)
     }
 
     /// Starts the program in a namespace and waits for its socket.
@@ -142,6 +159,17 @@ impl Process {
             .map(|field| field.parse::<u64>().unwrap_or(0))
             .sum();
         Ok(ticks as f64 / 100.0)
+    }
+
+    /// As [`Self::cpu_seconds`], exactly, of the threads that are there.
+    pub(crate) fn run_seconds(&self) -> Result<f64> {
+        let mut nanoseconds = 0;
+        for thread in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            let stat = fs::read_to_string(thread?.path().join("schedstat"))?;
+            let ran = stat.split(' ').next().context("schedstat is empty")?;
+            nanoseconds += ran.parse::<u64>()?;
+        }
+        Ok(nanoseconds as f64 / 1e9)
     }
 
     /// A line of /proc/PID/status in KiB: `VmHWM` is the peak of resident memory, `VmRSS` that of now.

@@ -7,14 +7,18 @@
 //! every round, too, and show what the machine itself did.
 #![allow(clippy::print_stdout)] // A command for people; its tables go there.
 
+mod bars;
 mod bed;
 mod case;
 mod clock;
 mod device;
 mod load;
 mod report;
+mod shake;
 mod sys;
 
+use std::env;
+use std::ffi::OsString;
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -26,9 +30,7 @@ use bed::Bed;
 use case::{Case, Setting, Subject};
 use clock::Pace;
 use device::{Pair, Program};
-use report::{Failure, PEERS, Report, Sample, WIRE};
-
-const WARREN: &str = "warren";
+use report::{Failure, NULL, PEERS, Report, Sample, WARREN, WIRE};
 
 /// Run Warren, wireguard-go, gotatun and boringtun-cli side by side in network namespaces.
 ///
@@ -36,7 +38,7 @@ const WARREN: &str = "warren";
 /// its range; `= N x` is the ratio to the reference within the rounds.
 #[derive(Parser)]
 #[command(after_help = "Examples:\n  \
-    warren-compare                                         everything, about ten minutes\n  \
+    warren-compare                                         everything, about a quarter of an hour\n  \
     warren-compare --only tcp1,udp64 --rounds 5            two cases\n  \
     warren-compare --device warren --device wireguard-go   two programs\n  \
     warren-compare --add 'before=/tmp/warren-wg -f {}'     and another build")]
@@ -50,7 +52,8 @@ struct Options {
     /// Only these cases.
     #[arg(long, value_delimiter = ',')]
     only: Vec<Case>,
-    /// Only these of warren, wireguard-go, gotatun and boringtun-cli.
+    /// Only these of warren, warren-null (which leaves the cipher out), wireguard-go, gotatun and
+    /// boringtun-cli.
     #[arg(long = "device", value_name = "NAME")]
     devices: Vec<String>,
     /// One more program: a name and a command line in which {} stands for the interface.
@@ -59,6 +62,9 @@ struct Options {
     /// Use this warren-wg instead of building one.
     #[arg(long, value_name = "PATH")]
     warren: Option<PathBuf>,
+    /// Use this warren-wg without a cipher instead of building one.
+    #[arg(long, value_name = "PATH")]
+    null: Option<PathBuf>,
     /// The device that ratios are taken against.
     #[arg(long, default_value = "wireguard-go")]
     reference: String,
@@ -105,6 +111,7 @@ fn compare(options: &Options) -> Result<bool> {
         seconds: options.seconds,
         peers: options.peers,
         smoke: options.smoke,
+        callers: std::cell::OnceCell::new(),
     };
     let cases: Vec<Case> = Case::ALL
         .into_iter()
@@ -203,7 +210,7 @@ fn run_round(
 }
 
 fn programs(options: &Options) -> Result<Vec<Program>> {
-    const KNOWN: [&str; 4] = ["warren", "wireguard-go", "gotatun", "boringtun-cli"];
+    const KNOWN: [&str; 5] = [WARREN, NULL, "wireguard-go", "gotatun", "boringtun-cli"];
     if let Some(unknown) = options
         .devices
         .iter()
@@ -219,8 +226,19 @@ fn programs(options: &Options) -> Result<Vec<Program>> {
     };
     let mut programs = Vec::new();
     if chosen(&WARREN) {
-        let path = options.warren.clone().map_or_else(build_warren, Ok)?;
+        let build = || build_warren(&[]);
+        let path = options.warren.clone().map_or_else(build, Ok)?;
         programs.push(Program::known(WARREN, &path)?);
+    }
+    if options.null.is_some() || chosen(&NULL) {
+        let path = options.null.clone().map_or_else(build_null, Ok)?;
+        let program = Program::known(NULL, &path)?;
+        ensure!(
+            program.version.contains("WITHOUT A CIPHER"),
+            "{} was not built with --cfg warren_null_cipher",
+            path.display()
+        );
+        programs.push(program);
     }
     let peers: Vec<&str> = PEERS.iter().copied().filter(chosen).collect();
     if !peers.is_empty() {
@@ -241,7 +259,7 @@ fn programs(options: &Options) -> Result<Vec<Program>> {
 }
 
 /// The optimised warren-wg of this checkout.
-fn build_warren() -> Result<PathBuf> {
+fn build_warren(variables: &[(&str, OsString)]) -> Result<PathBuf> {
     let cargo = option_env!("CARGO").unwrap_or("cargo");
     let output = Command::new(cargo)
         .args([
@@ -253,6 +271,7 @@ fn build_warren() -> Result<PathBuf> {
             "--message-format",
             "json-render-diagnostics",
         ])
+        .envs(variables.iter().map(|(name, value)| (name, value)))
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .stderr(Stdio::inherit())
         .output()
@@ -263,6 +282,20 @@ fn build_warren() -> Result<PathBuf> {
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
         .find_map(|message| message["executable"].as_str().map(PathBuf::from))
         .context("cargo built no executable")
+}
+
+/// The same with the cipher left out, in a folder of its own so that neither spoils the other.
+fn build_null() -> Result<PathBuf> {
+    let mut flags = env::var_os("RUSTFLAGS").unwrap_or_default();
+    flags.push(" --cfg warren_null_cipher");
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(
+        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../target")),
+        PathBuf::from,
+    );
+    build_warren(&[
+        ("RUSTFLAGS", flags),
+        ("CARGO_TARGET_DIR", target.join("null").into_os_string()),
+    ])
 }
 
 fn build_peers(names: &[&str]) -> Result<Vec<(String, PathBuf)>> {

@@ -9,14 +9,22 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
+use crate::bars::{Against, BARS, Bar};
 use crate::case::{Case, Figures, larger_is_better};
 use crate::device::Program;
 
 /// The name under which the bare wire stands among the devices.
 pub(crate) const WIRE: &str = "no tunnel";
 
+pub(crate) const WARREN: &str = "warren";
+
+/// Warren without a cipher.
+pub(crate) const NULL: &str = "warren-null";
+
+const WIREGUARD_GO: &str = "wireguard-go";
+
 /// What others make.
-pub(crate) const PEERS: [&str; 3] = ["wireguard-go", "gotatun", "boringtun-cli"];
+pub(crate) const PEERS: [&str; 3] = [WIREGUARD_GO, "gotatun", "boringtun-cli"];
 
 #[derive(Serialize)]
 pub(crate) struct Report {
@@ -127,6 +135,7 @@ impl Report {
         for case in Case::ALL {
             self.table(&mut text, case, devices, reference)?;
         }
+        self.bars(&mut text)?;
         for failure in &self.failures {
             writeln!(
                 text,
@@ -135,6 +144,88 @@ impl Report {
             )?;
         }
         Ok(text)
+    }
+
+    /// What has to be reached beside what was; rows of cases that were not run say so.
+    fn bars(&self, text: &mut String) -> Result<()> {
+        let header = ["", "against", "measured", "bar", "aim", ""].map(str::to_owned);
+        let mut rows = vec![header.to_vec()];
+        let mut measured = 0;
+        for bar in &BARS {
+            let larger = larger_is_better(bar.figure);
+            let [least, aim] = bar.wanted_on(self.machine.avx512ifma);
+            let sign = if larger { ">=" } else { "<=" };
+            let mut values: Vec<f64> = (0..self.rounds)
+                .filter_map(|round| self.against(bar, round))
+                .filter(|value| value.is_finite())
+                .collect();
+            let (shown, verdict) = match Spread::of(&mut values) {
+                Some(spread) => {
+                    measured += 1;
+                    // What must never happen may not happen in any round.
+                    let value = if least == 0.0 {
+                        spread.most
+                    } else {
+                        spread.median
+                    };
+                    let verdict = bar.verdict(value, larger, self.machine.avx512ifma);
+                    (spread.show(), verdict)
+                }
+                None => ("-".to_owned(), "not measured"),
+            };
+            rows.push(vec![
+                bar.name.to_owned(),
+                bar.against.words().to_owned(),
+                shown,
+                format!("{sign} {least}"),
+                format!("{sign} {aim}"),
+                verdict.to_owned(),
+            ]);
+        }
+        if measured == 0 {
+            return Ok(());
+        }
+        let processor = if self.machine.avx512ifma {
+            "with AVX-512 IFMA"
+        } else {
+            "without AVX-512 IFMA"
+        };
+        writeln!(
+            text,
+            "\n### What has to be reached by Warren, on a processor {processor}\n"
+        )?;
+        lay_out(text, &rows)?;
+        writeln!(
+            text,
+            "\nAllocations per packet are counted elsewhere: `cargo test -p warren-tests-simulation --test allocations`."
+        )?;
+        Ok(())
+    }
+
+    /// The figure that a bar is about, in one round.
+    fn against(&self, bar: &Bar, round: usize) -> Option<f64> {
+        let key = format!("{:?}", bar.case);
+        let figure = |device: &str| {
+            let sample = self.samples.iter().find(|sample| {
+                sample.case == key && sample.device == device && sample.round == round
+            })?;
+            sample.figures.get(bar.figure).copied()
+        };
+        let ours = figure(if bar.null { NULL } else { WARREN })?;
+        match bar.against {
+            Against::WireguardGo => Some(ours / figure(WIREGUARD_GO)?),
+            // Who is the best is known only when all are there.
+            Against::BestPeer => {
+                let peers: Option<Vec<f64>> = PEERS.into_iter().map(figure).collect();
+                let best = peers?.into_iter().reduce(if larger_is_better(bar.figure) {
+                    f64::max
+                } else {
+                    f64::min
+                })?;
+                Some(ours / best)
+            }
+            Against::Nothing => Some(ours),
+        }
     }
 
     fn table(

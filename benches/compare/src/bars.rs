@@ -1,0 +1,263 @@
+//! What has to be reached, beside what was measured: the last table of a run.
+
+use crate::case::Case;
+
+/// What a figure is held against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Against {
+    /// A ratio to wireguard-go.
+    WireguardGo,
+    /// A ratio to whichever peer is the best in a round.
+    BestPeer,
+    /// The figure itself.
+    Nothing,
+}
+
+impl Against {
+    pub(crate) fn words(self) -> &'static str {
+        match self {
+            Against::WireguardGo => "wireguard-go",
+            Against::BestPeer => "the best peer",
+            Against::Nothing => "-",
+        }
+    }
+}
+
+/// A figure with its bar and what is aimed at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bar {
+    /// What the row is called.
+    pub(crate) name: &'static str,
+    pub(crate) case: Case,
+    pub(crate) figure: &'static str,
+    pub(crate) against: Against,
+    /// Whether the device that leaves the cipher out is meant.
+    pub(crate) null: bool,
+    /// The bar and the aim.
+    pub(crate) wanted: [f64; 2],
+    /// The same on a processor without AVX-512 IFMA.
+    pub(crate) without_ifma: [f64; 2],
+}
+
+/// All of them, in the order of the table in which they were set.
+pub(crate) const BARS: [Bar; 27] = {
+    use Against::{BestPeer, Nothing, WireguardGo};
+    use Case::{
+        Handshakes, Lookups, Memory, Peers, Ping, PingLoaded, Plain, Segment64, Segment1372, Shed,
+        Tcp1, Tcp4, Udp64, Udp1372, Vxlan, Workers,
+    };
+    [
+        bar("bulk TCP, 1 stream", Tcp1, "Gb/s", WireguardGo, [2.2, 3.0]).without([1.8, 2.4]),
+        bar("bulk TCP, 4 streams", Tcp4, "Gb/s", WireguardGo, [2.2, 3.0]).without([1.8, 2.4]),
+        bar(
+            "system CPU per byte, 1 stream",
+            Tcp1,
+            "system ns/B",
+            WireguardGo,
+            [0.42, 0.33],
+        )
+        .without([0.55, 0.45]),
+        bar(
+            "system CPU per byte, 4 streams",
+            Tcp4,
+            "system ns/B",
+            WireguardGo,
+            [0.42, 0.33],
+        )
+        .without([0.55, 0.45]),
+        Bar {
+            null: true,
+            ..bar(
+                "bulk TCP, cipher left out",
+                Tcp1,
+                "Gb/s",
+                WireguardGo,
+                [4.0, 5.0],
+            )
+        },
+        bar("UDP of 64 bytes", Udp64, "kpps", BestPeer, [1.8, 3.0]),
+        bar("UDP of 1372 bytes", Udp1372, "kpps", BestPeer, [1.8, 2.5]),
+        bar(
+            "UDP_SEGMENT of 64 bytes",
+            Segment64,
+            "kpps",
+            WireguardGo,
+            [4.0, 6.0],
+        ),
+        bar(
+            "UDP_SEGMENT of 1372 bytes",
+            Segment1372,
+            "kpps",
+            WireguardGo,
+            [4.0, 6.0],
+        ),
+        bar(
+            "bulk TCP through VXLAN",
+            Vxlan,
+            "Gb/s",
+            WireguardGo,
+            [2.0, 3.0],
+        ),
+        bar(
+            "ping p99 beside bulk",
+            PingLoaded,
+            "p99 us",
+            BestPeer,
+            [0.7, 0.25],
+        ),
+        bar("ping p99 idle", Ping, "p99 us", BestPeer, [1.1, 0.8]),
+        bar(
+            "bulk TCP, offloads off",
+            Plain,
+            "Gb/s",
+            BestPeer,
+            [1.3, 1.6],
+        ),
+        bar(
+            "peak memory, MiB",
+            Memory,
+            "peak MiB",
+            Nothing,
+            [24.0, 10.0],
+        ),
+        bar(
+            "memory per idle peer, KiB",
+            Peers,
+            "KiB/peer",
+            Nothing,
+            [2.0, 1.0],
+        ),
+        bar(
+            "peers configured",
+            Peers,
+            "configure ms",
+            BestPeer,
+            [0.5, 0.2],
+        ),
+        bar("peers shown", Peers, "show ms", BestPeer, [1.0, 0.2]),
+        bar(
+            "allowed-ips of a million, v4, ns",
+            Lookups,
+            "v4 ns",
+            Nothing,
+            [150.0, 100.0],
+        ),
+        bar(
+            "allowed-ips of a million, v6, ns",
+            Lookups,
+            "v6 ns",
+            Nothing,
+            [400.0, 250.0],
+        ),
+        bar(
+            "handshakes answered per CPU second",
+            Handshakes,
+            "a CPU second",
+            WireguardGo,
+            [1.5, 2.5],
+        ),
+        bar(
+            "forged handshakes shed, M/s",
+            Shed,
+            "M a second",
+            Nothing,
+            [1.0, 3.0],
+        ),
+        bar(
+            "reordered, UDP of 64 bytes",
+            Udp64,
+            "reordered",
+            Nothing,
+            [0.0, 0.0],
+        ),
+        bar(
+            "reordered, UDP of 1372 bytes",
+            Udp1372,
+            "reordered",
+            Nothing,
+            [0.0, 0.0],
+        ),
+        bar(
+            "reordered, UDP_SEGMENT",
+            Segment64,
+            "reordered",
+            Nothing,
+            [0.0, 0.0],
+        ),
+        bar("reordered, 1 worker", Workers, "by 1", Nothing, [0.0, 0.0]),
+        bar("reordered, 2 workers", Workers, "by 2", Nothing, [0.0, 0.0]),
+        bar("reordered, 4 workers", Workers, "by 4", Nothing, [0.0, 0.0]),
+    ]
+};
+
+const fn bar(
+    name: &'static str,
+    case: Case,
+    figure: &'static str,
+    against: Against,
+    wanted: [f64; 2],
+) -> Bar {
+    Bar {
+        name,
+        case,
+        figure,
+        against,
+        null: false,
+        wanted,
+        without_ifma: wanted,
+    }
+}
+
+impl Bar {
+    const fn without(self, without_ifma: [f64; 2]) -> Bar {
+        Bar {
+            without_ifma,
+            ..self
+        }
+    }
+
+    /// What a value is worth on a processor with or without AVX-512 IFMA.
+    pub(crate) fn verdict(&self, value: f64, larger_is_better: bool, ifma: bool) -> &'static str {
+        let reached = |wanted: f64| {
+            if larger_is_better {
+                value >= wanted
+            } else {
+                value <= wanted
+            }
+        };
+        match self.wanted_on(ifma).map(reached) {
+            [_, true] => "pass, aim reached",
+            [true, false] => "pass",
+            [false, false] => "SHORT",
+        }
+    }
+
+    /// The bar and the aim on such a processor.
+    pub(crate) fn wanted_on(&self, ifma: bool) -> [f64; 2] {
+        if ifma { self.wanted } else { self.without_ifma }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::BARS;
+
+    #[test]
+    fn a_figure_passes_at_its_bar_and_is_short_just_behind_it() {
+        let bulk = &BARS[0];
+        assert_eq!(bulk.verdict(2.2, true, true), "pass");
+        assert_eq!(bulk.verdict(2.19, true, true), "SHORT");
+        assert_eq!(bulk.verdict(2.19, true, false), "pass");
+        assert_eq!(bulk.verdict(3.0, true, true), "pass, aim reached");
+        let cost = &BARS[2];
+        assert_eq!(cost.verdict(0.42, false, true), "pass");
+        assert_eq!(cost.verdict(0.43, false, true), "SHORT");
+    }
+
+    #[test]
+    fn no_two_rows_have_one_name() {
+        let mut names = BARS.map(|bar| bar.name);
+        names.sort_unstable();
+        assert!(names.windows(2).all(|pair| pair[0] != pair[1]));
+    }
+}
