@@ -13,7 +13,7 @@ use crate::simd::{Avx2, Avx512};
 use crate::wide::{Run, TEXT_MAX, chacha20::WIDEST, lanes::Processor};
 use crate::{Forged, KEY_LEN, Key, TAG_LEN};
 
-/// The code behind a [`Key`](crate::Key). All give the same results.
+/// The code behind a [`Key`]. All give the same results.
 ///
 /// Apart from the library each is only there where the processor has its instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +40,7 @@ impl Implementation {
     /// The library alone: AWS-LC, or pure Rust where that does not build.
     pub const LIBRARY: Self = Self(Code::Library);
 
-    /// What [`Key::new`](crate::Key::new) uses: the fastest that this processor has and that has
+    /// What [`Key::new`] uses: the fastest that this processor has and that has
     /// just agreed with the library, unless [`use_library_only`] was called.
     pub fn current() -> Self {
         static FASTEST: OnceLock<Implementation> = OnceLock::new();
