@@ -24,8 +24,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("control", &["engine", "config"]),
 ];
 
-/// What the test packages that make namespaces share.
-const LAB: &str = "tests/lab";
+/// What packages of a folder share: those that make namespaces, and the benches.
+const SHARED: &[(&str, &str)] = &[("tests/", "tests/lab"), ("benches/", "benches")];
 
 /// Async runtimes, and the only packages that may have one below them.
 const RUNTIMES: &[&str] = &["tokio", "async-std", "smol", "async-executor"];
@@ -45,13 +45,14 @@ fn crates_use_only_what_the_ground_plan_lets_them_use() {
                 }
             },
             // A command, a test package, a bench: any crate, but nothing outside of crates/, save what
-            // test packages share.
+            // the packages of its folder share.
             _ => None,
         };
         for used in &member.uses {
             let place = &members[used].place;
             let from_crates = place.starts_with("crates/");
-            let shared = member.place.starts_with("tests/") && place == LAB;
+            let shared =
+                (SHARED.iter()).any(|(folder, of)| member.place.starts_with(folder) && place == of);
             let fine = (allowed.as_ref()).map_or(from_crates || shared, |allowed| {
                 allowed.contains(short(used))
             });
