@@ -103,6 +103,8 @@ pub struct PeerStatus {
     pub endpoint: Option<SocketAddr>,
     /// When the last handshake was completed.
     pub last_handshake: Option<WallTime>,
+    /// When the first of the initiations was sent that no handshake has followed yet.
+    pub unanswered_since: Option<WallTime>,
     /// Bytes received: the payload of authenticated datagrams with the protocol's overhead.
     pub rx_bytes: u64,
     /// Bytes sent, counted alike.

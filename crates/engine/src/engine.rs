@@ -285,6 +285,12 @@ impl Engine {
         self.shared.router.set_local(prefixes);
     }
 
+    /// Shakes hands with these peers now, whatever session there is; those that are no peers are passed
+    /// over. Each initiation costs two curve operations, and the one who asks for many paces them.
+    pub fn rekey<'a>(&self, peers: impl IntoIterator<Item = &'a PublicKey>) {
+        self.shared.router.rekey(peers, clock::now());
+    }
+
     /// What the device is. Holds the private key, as the UAPI's `get` operation shows it.
     pub fn status(&self) -> DeviceStatus {
         let (listen_port, fwmark) = {

@@ -229,6 +229,12 @@ impl Peer {
         self.last_handshake
     }
 
+    /// When the first of the initiations was sent that no handshake has followed yet, whether or not
+    /// they go on. `None` when the last one was answered, or none was ever sent.
+    pub fn unanswered_since(&self) -> Option<Instant> {
+        self.timers.unanswered_since()
+    }
+
     /// Bytes that are staged.
     pub fn staged_bytes(&self) -> usize {
         self.staged.bytes()

@@ -48,6 +48,8 @@ pub(crate) struct Timers {
     deadlines: [Option<Instant>; Timer::ALL.len()],
     /// When the attempts of which the pending one is the latest began.
     attempting_since: Option<Instant>,
+    /// When the first initiation since the last handshake was sent. Giving up does not end it.
+    unanswered_since: Option<Instant>,
     /// Interval of the persistent keepalive in seconds; 0 is off.
     persistent_keepalive: u16,
     jitter: Jitter,
@@ -58,6 +60,7 @@ impl Timers {
         Self {
             deadlines: [None; Timer::ALL.len()],
             attempting_since: None,
+            unanswered_since: None,
             persistent_keepalive: 0,
             jitter: Jitter(seed),
         }
@@ -87,6 +90,10 @@ impl Timers {
     #[inline]
     pub(crate) fn is_armed(&self, timer: Timer) -> bool {
         self.deadlines[timer as usize].is_some()
+    }
+
+    pub(crate) fn unanswered_since(&self) -> Option<Instant> {
+        self.unanswered_since
     }
 
     pub(crate) fn persistent_keepalive(&self) -> u16 {
@@ -145,6 +152,7 @@ impl Timers {
     /// An initiation was sent.
     pub(crate) fn initiated(&mut self, now: Instant) {
         self.attempting_since.get_or_insert(now);
+        self.unanswered_since.get_or_insert(now);
         let jitter = self.jitter.draw();
         self.arm(Timer::Retransmit, now + REKEY_TIMEOUT + jitter);
         self.disarm(Timer::Deferred);
@@ -185,6 +193,7 @@ impl Timers {
         self.disarm(Timer::Retransmit);
         self.disarm(Timer::Deferred);
         self.attempting_since = None;
+        self.unanswered_since = None;
     }
 
     /// The attempts to reach the peer have ended without success.
@@ -210,18 +219,21 @@ impl Timers {
     pub(crate) fn stop(&mut self) {
         self.deadlines = [None; Timer::ALL.len()];
         self.attempting_since = None;
+        self.unanswered_since = None;
     }
 
     pub(crate) fn export(&self) -> TimersState {
         TimersState {
             deadlines: self.deadlines,
             attempting_since: self.attempting_since,
+            unanswered_since: self.unanswered_since,
         }
     }
 
     pub(crate) fn restore(&mut self, state: &TimersState, persistent_keepalive: u16) {
         self.deadlines = state.deadlines;
         self.attempting_since = state.attempting_since;
+        self.unanswered_since = state.unanswered_since;
         self.persistent_keepalive = persistent_keepalive;
     }
 

@@ -97,6 +97,7 @@ mod tests {
                 last_handshake: Some(WallTime(Duration::new(1_700_000_000, 5))),
                 rx_bytes: 1,
                 tx_bytes: 2,
+                ..PeerStatus::default()
             },
         );
         let expected = format!(

@@ -127,6 +127,10 @@ impl Router {
         for (handle, allowed_ips) in tables.peers.iter().zip(allowed_ips) {
             let Some(handle) = handle else { continue };
             let peer = handle.lock(&self.agenda);
+            let at_wall = |at| {
+                let ago = now.saturating_duration_since(at);
+                WallTime(wall.0.saturating_sub(ago))
+            };
             status.peers.insert(
                 *handle.public_key(),
                 PeerStatus {
@@ -137,16 +141,24 @@ impl Router {
                         allowed_ips: allowed_ips.into_iter().collect(),
                     },
                     endpoint: peer.endpoint().map(|endpoint| endpoint.addr),
-                    last_handshake: peer.last_handshake().map(|at| {
-                        let ago = now.saturating_duration_since(at);
-                        WallTime(wall.0.saturating_sub(ago))
-                    }),
+                    last_handshake: peer.last_handshake().map(at_wall),
+                    unanswered_since: peer.unanswered_since().map(at_wall),
                     rx_bytes: handle.rx_bytes.load(Ordering::Relaxed),
                     tx_bytes: handle.tx_bytes.load(Ordering::Relaxed),
                 },
             );
         }
         status
+    }
+
+    /// Asks for new keys with these peers now. Those that are no peers are passed over.
+    pub fn rekey<'a>(&self, peers: impl IntoIterator<Item = &'a PublicKey>, now: Instant) {
+        let by_key = self.by_key.read().unwrap_or_else(PoisonError::into_inner);
+        for handle in peers.into_iter().filter_map(|key| by_key.get(key)) {
+            handle.lock(&self.agenda).rekey(now);
+        }
+        drop(by_key);
+        self.agenda.wake();
     }
 
     /// The interface went down: no session outlives it, and nothing is sent.

@@ -99,6 +99,8 @@ pub struct TimersState {
     pub deadlines: [Option<Instant>; 6],
     /// When the attempts to reach the peer began.
     pub attempting_since: Option<Instant>,
+    /// When the first initiation since the last handshake was sent.
+    pub unanswered_since: Option<Instant>,
 }
 
 /// Handing over.

@@ -446,3 +446,22 @@ fn time_that_goes_backwards_or_ends_never_panics() {
         pair.settle();
     }
 }
+
+#[test]
+fn a_peer_is_unanswered_from_the_first_initiation_until_it_answers_whoever_calls_then() {
+    let mut pair = Pair::connected();
+    assert_eq!(pair.alice.peer.unanswered_since(), None);
+    pair.advance(secs(3 * REJECT_AFTER_TIME));
+    let called = pair.now;
+    pair.alice_sends(b"ping");
+    pair.advance_cut(secs(300));
+    // Alice has long given up, and it is still so.
+    assert_eq!(pair.alice.peer.unanswered_since(), Some(called));
+    pair.alice_sends(b"once more");
+    pair.advance_cut(secs(10));
+    assert_eq!(pair.alice.peer.unanswered_since(), Some(called));
+    pair.bob_sends(b"here I am");
+    pair.settle();
+    assert_eq!(pair.alice.peer.unanswered_since(), None);
+    assert_eq!(pair.bob.peer.unanswered_since(), None);
+}
