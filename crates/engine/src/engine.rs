@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use warren_config::{DeviceChange, DeviceStatus};
+use warren_config::{DeviceChange, DeviceStatus, PublicKey};
 use warren_packet::coalesce::Merge;
 use warren_tun::{Device, LinkEvent, Links};
 use warren_udp::{BindError, Pair};
