@@ -4,7 +4,7 @@ use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
@@ -13,6 +13,9 @@ use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
 };
+use socket2::Socket;
+
+use crate::server::Door;
 
 /// How many clients may wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -99,17 +102,6 @@ impl Listener {
         self.file.as_ref().map(|file| file.path.as_path())
     }
 
-    pub(crate) fn accept(&self) -> io::Result<UnixStream> {
-        let (stream, _) = self.socket.accept()?;
-        stream.set_nonblocking(false)?;
-        Ok(stream)
-    }
-
-    /// Whether clients can still find the socket by its path.
-    pub(crate) fn is_reachable(&self) -> bool {
-        self.file.as_ref().is_none_or(SocketFile::exists)
-    }
-
     /// Notifications of changes of the socket's file; `None` when there is no file to watch.
     pub(crate) fn watch(&self) -> rustix::io::Result<Option<OwnedFd>> {
         let Some(file) = &self.file else {
@@ -120,6 +112,18 @@ impl Listener {
         let events = WatchFlags::ATTRIB | WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF;
         inotify::add_watch(&watch, &file.path, events)?;
         Ok(Some(watch))
+    }
+}
+
+impl Door for Listener {
+    fn accept(&self) -> io::Result<Socket> {
+        let (stream, _) = self.socket.accept()?;
+        stream.set_nonblocking(false)?;
+        Ok(OwnedFd::from(stream).into())
+    }
+
+    fn is_reachable(&self) -> bool {
+        self.file.as_ref().is_none_or(SocketFile::exists)
     }
 }
 

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
+use socket2::Socket;
 
 use crate::Listener;
 
@@ -33,7 +33,7 @@ impl Default for Limits {
     }
 }
 
-/// Threads that converse with the clients of a [`Listener`]. Dropping it stops them.
+/// Threads that converse with the clients of a listening socket. Dropping it stops them.
 #[derive(Debug)]
 pub struct Server {
     shared: Arc<Shared>,
@@ -55,6 +55,15 @@ pub enum End {
 #[derive(Debug, Clone)]
 pub struct Stopper(Arc<Shared>);
 
+/// Where clients come in.
+pub(crate) trait Door: AsFd + Send + 'static {
+    /// Takes the client that waits, if one does; its socket blocks.
+    fn accept(&self) -> io::Result<Socket>;
+
+    /// Whether clients can still find it.
+    fn is_reachable(&self) -> bool;
+}
+
 /// One side of the conversations of a server.
 pub(crate) trait Handler: Send + Sync + 'static {
     /// Converses until the client or the protocol ends it.
@@ -73,18 +82,19 @@ impl Server {
             tracing::debug!("no notification of a deleted socket ({errno}), looking now and then");
             None
         });
-        Self::start_watching(listener, watch, handler, limits)
+        Self::start_at(listener, Watch::File(watch), handler, limits)
     }
 
-    fn start_watching(
-        listener: Listener,
-        watch: Option<OwnedFd>,
+    /// Serves `handler` to those who come in by `door`.
+    pub(crate) fn start_at(
+        door: impl Door,
+        watch: Watch,
         handler: Arc<dyn Handler>,
         limits: Limits,
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared::new()?);
         let acceptor = Acceptor {
-            listener,
+            door: Box::new(door),
             watch,
             handler,
             limits,
@@ -135,7 +145,7 @@ impl Stopper {
 
 /// A client's connection, as its conversation sees it.
 pub(crate) struct Connection {
-    stream: UnixStream,
+    stream: Socket,
     shared: Arc<Shared>,
     id: u64,
     limits: Limits,
@@ -179,6 +189,22 @@ impl Connection {
         Ok(())
     }
 
+    /// Says that nothing more will be sent, and waits for the client to go, in the time of the answer.
+    /// What it still sends is thrown away, `bytes_max` of it at most.
+    ///
+    /// A TCP socket that is closed with something unread takes back what was sent before.
+    pub(crate) fn finish(&mut self, mut bytes_max: usize) -> io::Result<()> {
+        self.stream.shutdown(Shutdown::Write)?;
+        let mut buffer = [0; 1024];
+        while bytes_max > 0 {
+            match self.receive(&mut buffer, true)? {
+                0 => break,
+                received => bytes_max = bytes_max.saturating_sub(received),
+            }
+        }
+        Ok(())
+    }
+
     fn time_left(&self) -> io::Result<Duration> {
         let left = self.deadline.saturating_duration_since(now());
         if left.is_zero() {
@@ -194,10 +220,32 @@ impl Drop for Connection {
     }
 }
 
+/// How one learns that clients cannot find the door any more.
+#[derive(Debug)]
+pub(crate) enum Watch {
+    /// They always can.
+    Needless,
+    /// By notifications of its file; by looking now and then where there are none.
+    File(Option<OwnedFd>),
+}
+
+impl Watch {
+    fn notifications(&self) -> Option<&OwnedFd> {
+        match self {
+            Self::Needless => None,
+            Self::File(watch) => watch.as_ref(),
+        }
+    }
+
+    fn is_blind(&self) -> bool {
+        matches!(self, Self::File(None))
+    }
+}
+
 /// The thread that accepts.
 struct Acceptor {
-    listener: Listener,
-    watch: Option<OwnedFd>,
+    door: Box<dyn Door>,
+    watch: Watch,
     handler: Arc<dyn Handler>,
     limits: Limits,
     shared: Arc<Shared>,
@@ -224,16 +272,16 @@ impl Acceptor {
             if self.shared.lock().stopping {
                 return End::Stopped;
             }
-            if !self.listener.is_reachable() {
+            if !self.door.is_reachable() {
                 return End::SocketRemoved;
             }
             let mut events = vec![PollFd::new(&self.shared.wake, PollFlags::IN)];
-            let watch = self.watch.iter();
+            let watch = self.watch.notifications().into_iter();
             events.extend(watch.map(|watch| PollFd::new(watch, PollFlags::IN)));
             if accepting {
-                events.push(PollFd::new(&self.listener, PollFlags::IN));
+                events.push(PollFd::new(&self.door, PollFlags::IN));
             }
-            let timeout = (!accepting || self.watch.is_none()).then_some(&PAUSE);
+            let timeout = (!accepting || self.watch.is_blind()).then_some(&PAUSE);
             match poll(&mut events, timeout) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return End::Failed(errno.into()),
@@ -243,7 +291,7 @@ impl Acceptor {
                     .pop()
                     .is_some_and(|event| !event.revents().is_empty());
             drain(&self.shared.wake);
-            self.watch.iter().for_each(drain);
+            self.watch.notifications().into_iter().for_each(drain);
             accepting = !waiting || self.accept();
         }
     }
@@ -253,7 +301,7 @@ impl Acceptor {
         if !self.shared.make_room(self.limits.connections) {
             return false;
         }
-        let accepted = self.listener.accept().and_then(|stream| self.begin(stream));
+        let accepted = self.door.accept().and_then(|stream| self.begin(stream));
         match accepted.map_err(|error| (error.kind(), error)) {
             Ok(())
             | Err((
@@ -269,7 +317,7 @@ impl Acceptor {
         }
     }
 
-    fn begin(&self, stream: UnixStream) -> io::Result<()> {
+    fn begin(&self, stream: Socket) -> io::Result<()> {
         let mut connection = Connection {
             id: self.shared.admit(stream.try_clone()?),
             stream,
@@ -315,7 +363,7 @@ impl State {
 
 #[derive(Debug)]
 struct Client {
-    stream: UnixStream,
+    stream: Socket,
     /// When it fell silent, as a number that grows; `None` while a message or its answer is under way.
     idle_since: Option<u64>,
 }
@@ -367,7 +415,7 @@ impl Shared {
         false
     }
 
-    fn admit(&self, stream: UnixStream) -> u64 {
+    fn admit(&self, stream: Socket) -> u64 {
         let mut state = self.lock();
         if state.stopping {
             end(&stream);
@@ -408,11 +456,11 @@ impl Shared {
 }
 
 /// Ends a conversation wherever its thread may wait. A client that has gone is fine as well.
-fn end(stream: &UnixStream) {
+fn end(stream: &Socket) {
     let _ = stream.shutdown(Shutdown::Both);
 }
 
-fn read_some(stream: &mut UnixStream, buffer: &mut [u8]) -> io::Result<usize> {
+fn read_some(stream: &mut Socket, buffer: &mut [u8]) -> io::Result<usize> {
     loop {
         match stream.read(buffer) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -438,6 +486,7 @@ fn now() -> Instant {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::unix::net::UnixStream;
 
     use super::*;
 
@@ -445,8 +494,9 @@ mod tests {
     fn a_deleted_socket_is_noticed_without_notifications_too() {
         let path = std::env::temp_dir().join(format!("warren-unwatched-{}", std::process::id()));
         let listener = Listener::claim(&path).expect("a free path");
-        let server = Server::start_watching(listener, None, Arc::new(Mute), Limits::default())
-            .expect("a server");
+        let blind = Watch::File(None);
+        let server =
+            Server::start_at(listener, blind, Arc::new(Mute), Limits::default()).expect("a server");
         fs::remove_file(&path).expect("its file");
         assert!(matches!(server.wait(), End::SocketRemoved));
     }
@@ -477,7 +527,7 @@ mod tests {
     fn admit(shared: &Shared) -> (u64, UnixStream) {
         let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
         theirs.set_nonblocking(true).expect("a socket");
-        (shared.admit(ours), theirs)
+        (shared.admit(OwnedFd::from(ours).into()), theirs)
     }
 
     fn is_ended(client: &mut UnixStream) -> bool {

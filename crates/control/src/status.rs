@@ -84,9 +84,117 @@ pub struct Status {
     pub features: BTreeMap<String, bool>,
     /// What is not as it should be, a sentence each.
     pub problems: Vec<String>,
+    /// Why this node is not ready to carry traffic, in a sentence that says what to do; `None` when it
+    /// is. A peer that does not answer is no reason, nor is an API server that is away.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unready: Option<String>,
+    /// Seconds since the control loop last came round, where somebody watches it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control_idle_s: Option<u64>,
+    /// Which fences stand; `None` where nothing is to be fenced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fences: Option<Fences>,
+    /// The node's part in a cluster, if it is in one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<Cluster>,
     /// The plan in force in words, as `warren plan` describes one.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub plan: Vec<Section>,
+}
+
+/// What keeps the mesh's prefixes from travelling in the clear. Each of the first two does alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Fences {
+    /// Routing rules with a blackhole stand, and no rule of others takes packets past them.
+    pub rules: bool,
+    /// The nftables table stands.
+    pub nftables: bool,
+    /// The fence is loaded before the network, so that there is no gap from boot to start.
+    pub boot: bool,
+}
+
+/// A node's part in a cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Cluster {
+    /// What is enforced on this node now; `None` until that is known.
+    pub enforcement: Option<Enforcement>,
+    /// For how long it has been staged, in seconds, across restarts; `None` where it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub staged_s: Option<u64>,
+    /// A peer has reached this node's prefixes through the tunnel: nobody sends to them in the clear
+    /// again.
+    pub latched: bool,
+    /// How many prefixes of the others this node never sends to in the clear again.
+    pub latched_prefixes: u32,
+    /// Peers that there should be.
+    pub peers_expected: u32,
+    /// Peers that are ready.
+    pub peers_ready: u32,
+    /// What is read from the API server, by resource.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub api: BTreeMap<String, Feed>,
+    /// How often a peer's key has changed under the same uid since the start.
+    pub key_changes: u64,
+    /// The epoch that this start has published; `None` before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<i64>,
+    /// The conditions of its record.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+}
+
+/// What happens to traffic of the mesh that cannot be encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Enforcement {
+    /// It passes until its destination has once been reached through the tunnel, and never again.
+    Staged,
+    /// It is dropped.
+    Strict,
+    /// It passes.
+    Permissive,
+    /// Interface, routes and rules are taken away.
+    Removed,
+}
+
+/// One resource as it is read from the API server.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Feed {
+    /// Seconds since the server last said something of it; since the start where it never did.
+    pub staleness_s: u64,
+    /// What went wrong last, in a sentence, while it has not come right since.
+    pub error: Option<String>,
+}
+
+/// A condition as Kubernetes has them: each holds when all is well.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Condition {
+    /// Its type: `Ready`, `IdentityEnforced`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Whether it holds.
+    pub status: ConditionStatus,
+    /// Why, in one word.
+    pub reason: String,
+    /// Why, in a sentence.
+    pub message: String,
+}
+
+/// Whether a condition holds.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+pub enum ConditionStatus {
+    /// It does.
+    True,
+    /// It does not.
+    False,
+    /// Nobody knows.
+    #[default]
+    Unknown,
 }
 
 /// One thing of a plan, and all that is to be said of it.
@@ -161,6 +269,10 @@ pub struct Peer {
     pub mesh_digest: Option<String>,
     /// What is wrong with it, in a sentence.
     pub problem: Option<String>,
+    /// Whether it is ready: it has shaken hands with this key and epoch, and no initiation has since
+    /// gone unanswered for 90 s. `None` where nobody expects it to be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ready: Option<bool>,
 }
 
 /// How a peer's endpoint is known.
@@ -394,6 +506,56 @@ mod tests {
              \"features\":{},\"problems\":[]}}\n"
         );
         assert_eq!(serde_json::from_str::<Answer>(&text).expect("JSON"), answer);
+    }
+
+    #[test]
+    fn the_form_of_a_cluster_is_stable_and_its_absence_is_read() {
+        let mut status = Status {
+            unready: Some("there is no /dev/net/tun".to_owned()),
+            control_idle_s: Some(3),
+            fences: Some(Fences {
+                rules: true,
+                ..Fences::default()
+            }),
+            cluster: Some(Cluster {
+                enforcement: Some(Enforcement::Staged),
+                staged_s: Some(60),
+                peers_expected: 2,
+                epoch: Some(7),
+                conditions: vec![Condition {
+                    kind: "Ready".to_owned(),
+                    status: ConditionStatus::False,
+                    ..Condition::default()
+                }],
+                ..Cluster::default()
+            }),
+            ..Status::default()
+        };
+        let feed = Feed {
+            staleness_s: 9,
+            error: None,
+        };
+        let cluster = status.cluster.as_mut().expect("just set");
+        cluster.api.insert("nodes".to_owned(), feed);
+        let text = serde_json::to_string(&status).expect("plain data");
+        let (_, added) = text.split_once("\"problems\":[],").expect("it comes after");
+        assert_eq!(
+            added,
+            "\"unready\":\"there is no /dev/net/tun\",\"control_idle_s\":3,\
+             \"fences\":{\"rules\":true,\"nftables\":false,\"boot\":false},\
+             \"cluster\":{\"enforcement\":\"Staged\",\"staged_s\":60,\"latched\":false,\
+             \"latched_prefixes\":0,\"peers_expected\":2,\"peers_ready\":0,\
+             \"api\":{\"nodes\":{\"staleness_s\":9,\"error\":null}},\"key_changes\":0,\"epoch\":7,\
+             \"conditions\":[{\"type\":\"Ready\",\"status\":\"False\",\"reason\":\"\",\
+             \"message\":\"\"}]}}"
+        );
+        assert_eq!(serde_json::from_str::<Status>(&text).expect("JSON"), status);
+
+        // What a daemon of before said.
+        let peer: Peer = serde_json::from_str("{\"rx_bytes\":1}").expect("JSON");
+        assert_eq!(peer.ready, None);
+        let before: Status = serde_json::from_str("{\"cluster\":{}}").expect("JSON");
+        assert_eq!(before.cluster, Some(Cluster::default()));
     }
 
     #[test]
