@@ -1,5 +1,6 @@
 //! `warren check` and `warren plan`: what a mesh file says and would do.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::bail;
@@ -50,7 +51,8 @@ pub(crate) fn plan(args: &args::Plan) -> anyhow::Result<()> {
     };
     let resolved = resolve::all(directory.host_names(&args.node));
     let plan = |underlay: &Underlay| {
-        warren_mesh::plan(directory, &args.node, &resolved, &secrets, underlay)
+        let (node, steered) = (&args.node, &BTreeSet::new());
+        warren_mesh::plan(directory, node, &resolved, &secrets, underlay, steered)
     };
     let alone = plan(&Underlay::default())?;
     let around = underlay(&alone, &state).unwrap_or_else(|error| {
@@ -98,6 +100,7 @@ fn underlay(plan: &Plan, state: &StateDir) -> Result<Underlay, HostError> {
         addresses: around.addresses.into_keys().collect(),
         gateways: around.gateways,
         resolvers: around.resolvers,
+        api_servers: BTreeSet::new(),
     })
 }
 

@@ -113,9 +113,12 @@ impl Mesh {
             addresses: surroundings.addresses.keys().copied().collect(),
             gateways: surroundings.gateways.clone(),
             resolvers: surroundings.resolvers.clone(),
+            api_servers: BTreeSet::new(),
         };
+        let (secrets, steered) = (&self.secrets, &BTreeSet::new());
         let directory = &self.file.directory;
-        plan(directory, node, resolved, &self.secrets, &underlay).map_err(|error| error.to_string())
+        plan(directory, node, resolved, secrets, &underlay, steered)
+            .map_err(|error| error.to_string())
     }
 
     /// A problem in a sentence that says where it is.

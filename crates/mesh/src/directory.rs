@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use warren_config::PublicKey;
+use warren_config::{PublicKey, Steering};
 
 use crate::endpoint::{Endpoint, Host, HostName};
 use crate::name::NodeName;
@@ -46,6 +46,26 @@ pub struct Mesh {
     pub rule_priority: u32,
     /// Mark of the tunnel's own packets.
     pub fwmark: u32,
+    /// What happens to what cannot be encrypted.
+    pub enforcement: Enforcement,
+    /// Which packets go by the tunnel.
+    pub steering: Steering,
+    /// Whether this host's own packets into the tunnel get its address where they have another that
+    /// peers do not take from it.
+    pub masquerade: bool,
+}
+
+/// What happens to what cannot be encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Enforcement {
+    /// It is dropped, all of the mesh's prefixes, both ways.
+    #[default]
+    Strict,
+    /// What was once steered into the tunnel is never sent in the clear again; the rest is, and
+    /// plaintext from the mesh is taken.
+    Staged,
+    /// It is sent in the clear.
+    Permissive,
 }
 
 /// A node.
@@ -67,6 +87,9 @@ pub struct Node {
     /// number, then the one whose name comes first. Kubernetes counts known nodes and older
     /// records lower. In a file all are equal, since there a contested claim refuses the file.
     pub seniority: u64,
+    /// Whether it is no part of the tunnel: an exception that somebody asked for. It is no peer, and
+    /// what it has is reached in the clear.
+    pub outside: bool,
 }
 
 /// Two different nodes, in no order.
@@ -125,6 +148,9 @@ impl Default for Mesh {
             table: 51880,
             rule_priority: 98,
             fwmark: 0x20,
+            enforcement: Enforcement::default(),
+            steering: Steering::default(),
+            masquerade: false,
         }
     }
 }

@@ -26,12 +26,13 @@ mod review;
 mod wg_quick;
 
 pub use describe::{Description, Line, Mark, Section};
-pub use directory::{Directory, KeyFile, Mesh, Node, Pair};
+pub use directory::{Directory, Enforcement, KeyFile, Mesh, Node, Pair};
 pub use endpoint::{Endpoint, EndpointError, Host, HostName, Unusable};
 pub use file::{Located, MeshFile, Position};
 pub use name::{NameError, NodeName, nearest};
 pub use plan::{Peer, Plan, PlanError, Resolved, Secrets, Underlay, plan};
 pub use problem::{Cause, Field, Place, Problem, Severity, Subject};
+pub use warren_config::Steering;
 pub use wg_quick::{ExportError, wg_quick};
 
 /// Where a node keeps what is its own, unless told otherwise: `0700`, owned by root.

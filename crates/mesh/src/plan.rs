@@ -40,6 +40,9 @@ pub struct Underlay {
     pub gateways: BTreeSet<IpAddr>,
     /// Its name servers.
     pub resolvers: BTreeSet<IpAddr>,
+    /// Where the API is that tells of the mesh: the way to it never depends on a key that is still to
+    /// be fetched there.
+    pub api_servers: BTreeSet<IpAddr>,
 }
 
 /// What one node should be.
@@ -66,6 +69,8 @@ pub struct Peer {
     pub public_key: Option<PublicKey>,
     /// Neither it nor this node has an endpoint.
     pub unreachable: bool,
+    /// An exception: what it has is reached in the clear.
+    pub outside: bool,
 }
 
 /// Why there is no plan. What was in force stays so.
@@ -88,12 +93,17 @@ pub enum PlanError {
 ///
 /// An item that [`Directory::review`] calls an error is left out, and with it whatever it alone
 /// would have carried; the fence covers the mesh's prefixes regardless.
+///
+/// `steered` is what goes by the tunnel although the mesh is not strict: of a staged one all that was
+/// ever reached through it, of a permissive one what is reached now. A strict mesh takes no
+/// notice of it.
 pub fn plan(
     directory: &Directory,
     this: &NodeName,
     resolved: &Resolved,
     secrets: &Secrets,
     underlay: &Underlay,
+    _steered: &BTreeSet<IpNet>,
 ) -> Result<Plan, PlanError> {
     let Some(node) = directory.nodes.get(this) else {
         return Err(PlanError::UnknownNode {
@@ -152,6 +162,7 @@ fn device(
         let mut peer = Peer {
             public_key: None,
             unreachable: !here_reachable && !there_reachable,
+            outside: other.outside,
         };
         let preshared_key = match directory.key_file(this, name) {
             None => Some(None),
@@ -274,14 +285,18 @@ fn host(sound: &Sound<'_>, this: &NodeName, node: &Node, device: &DeviceConfig) 
         table: mesh.table,
         rule_priority: mesh.rule_priority,
         fwmark: mesh.fwmark,
+        steering: mesh.steering.clone(),
         routes: device
             .peers
             .values()
             .flat_map(|peer| peer.allowed_ips.iter().copied())
             .collect(),
+        masquerade: mesh.masquerade,
         fence: Fence {
             mesh: mesh.prefixes.iter().copied().collect(),
             local: sound.claims(this, node),
+            open: BTreeSet::new(),
+            inward: true,
         },
     }
 }

@@ -56,6 +56,9 @@ impl Directory {
             table,
             rule_priority,
             fwmark,
+            enforcement: _,
+            steering: _,
+            masquerade: _,
         } = &self.mesh;
         let mut wrong = |field, index, cause| {
             problems.push(Subject::entry(Place::Mesh, field, index).has(cause));

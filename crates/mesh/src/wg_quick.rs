@@ -30,7 +30,8 @@ pub fn wg_quick(
     name: &NodeName,
     secrets: &Secrets,
 ) -> Result<String, ExportError> {
-    let plan = plan(directory, name, &[].into(), secrets, &Underlay::default())?;
+    let underlay = Underlay::default();
+    let plan = plan(directory, name, &[].into(), secrets, &underlay, &[].into())?;
     let wrong = plan.problems.iter().find(|problem| {
         let expected = matches!(problem.cause, Cause::NoPrivateKey);
         problem.severity() == Severity::Error && !expected

@@ -86,6 +86,7 @@ fn every_field_can_be_set() {
         table: 7777,
         rule_priority: 120,
         fwmark: 0xca7,
+        ..Mesh::default()
     };
     assert_eq!(directory.mesh, expected);
     assert_eq!(directory.nodes[&name("hut")].keepalive, Some(15));

@@ -247,6 +247,7 @@ fn a_node_that_the_directory_does_not_know_has_no_plan() {
         &Resolved::new(),
         &secrets(1),
         &Underlay::default(),
+        &BTreeSet::new(),
     );
     let error = error.expect_err("there is no such node");
     assert_eq!(
@@ -269,6 +270,7 @@ fn a_mesh_that_is_wrong_has_no_plan_so_that_the_old_one_stays() {
         &Resolved::new(),
         &secrets(1),
         &Underlay::default(),
+        &BTreeSet::new(),
     );
     match none.expect_err("the mesh is wrong") {
         PlanError::Mesh(problems) => assert_eq!(problems.len(), 2),
@@ -339,6 +341,7 @@ fn a_prefix_that_covers_what_the_host_needs_is_an_error_and_opens_no_fence() {
         &Resolved::new(),
         &secrets(1),
         &underlay,
+        &BTreeSet::new(),
     );
     let plan = plan.expect("a plan");
     let covers = |address: &str, what: &str| {
@@ -371,6 +374,7 @@ fn a_name_server_inside_the_mesh_is_an_error_for_whoever_needs_it_to_find_the_me
         &Resolved::new(),
         &secrets(2),
         &underlay,
+        &BTreeSet::new(),
     );
     let plan = plan.expect("a plan");
     assert!(matches!(
@@ -558,6 +562,7 @@ fn plan_with(directory: &Directory, this: &str, resolved: &Resolved, secrets: &S
         resolved,
         secrets,
         &Underlay::default(),
+        &BTreeSet::new(),
     )
     .expect("a plan")
 }

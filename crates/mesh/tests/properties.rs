@@ -81,7 +81,7 @@ proptest! {
         }
         let here = name("here");
         directory.nodes.insert(here.clone(), Node::default());
-        let plan = plan(&directory, &here, &Resolved::new(), &Secrets::default(), &Underlay::default())
+        let plan = plan(&directory, &here, &Resolved::new(), &Secrets::default(), &Underlay::default(), &BTreeSet::new())
             .expect("a plan");
         let carried: BTreeSet<(u8, IpNet)> = (0..4)
             .filter_map(|owner| Some((owner, plan.device.peers.get(&key(owner + 1))?)))
@@ -221,6 +221,7 @@ fn plan_of(file: &MeshFile, node: &Fixture) -> Plan {
         &Resolved::new(),
         &secrets,
         &Underlay::default(),
+        &BTreeSet::new(),
     )
     .expect("a plan")
 }

@@ -12,7 +12,7 @@ use std::path::Path;
 use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use warren_config::{Fence, HostConfig};
+use warren_config::{Fence, HostConfig, Steering};
 
 use crate::fence;
 
@@ -152,10 +152,14 @@ pub(crate) fn load_fence(directory: &Path) -> Result<Option<HostConfig>, StateEr
         table: file.table,
         rule_priority: file.rule_priority,
         fwmark: file.fwmark,
+        steering: Steering::Prefixes,
         routes: BTreeSet::new(),
+        masquerade: false,
         fence: Fence {
             mesh: file.mesh,
             local: file.local,
+            open: BTreeSet::new(),
+            inward: true,
         },
     }))
 }

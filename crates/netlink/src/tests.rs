@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use proptest::prelude::*;
-use warren_config::{Fence, HostConfig};
+use warren_config::{Fence, HostConfig, Steering};
 
 use crate::*;
 
@@ -25,6 +25,7 @@ pub(crate) fn config() -> HostConfig {
         table: 51820,
         rule_priority: 98,
         fwmark: 0x2000,
+        steering: Steering::Prefixes,
         routes: [
             "10.1.0.2/32",
             "10.1.2.0/24",
@@ -33,6 +34,7 @@ pub(crate) fn config() -> HostConfig {
         ]
         .map(net)
         .into(),
+        masquerade: false,
         fence: Fence {
             mesh: ["10.1.0.0/16", "fd00:1::/32"].map(net).into(),
             local: [
@@ -43,6 +45,8 @@ pub(crate) fn config() -> HostConfig {
             ]
             .map(net)
             .into(),
+            open: BTreeSet::new(),
+            inward: true,
         },
     }
 }

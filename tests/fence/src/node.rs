@@ -6,7 +6,7 @@ use std::process::Child;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use warren_config::{Fence, HostConfig};
+use warren_config::{Fence, HostConfig, Steering};
 use warren_netlink::{Host, Observed, Options, plan};
 use warren_tests_lab::patiently;
 
@@ -49,10 +49,14 @@ pub fn config_of(node: Node) -> HostConfig {
         table: 51820,
         rule_priority: 98,
         fwmark: FWMARK,
+        steering: Steering::Prefixes,
         routes: prefixes(other).into(),
+        masquerade: false,
         fence: Fence {
             mesh: [net("10.1.0.0/16"), net("fd00:1::/32")].into(),
             local: prefixes(own).into(),
+            open: [].into(),
+            inward: true,
         },
     }
 }

@@ -232,6 +232,9 @@ impl<'a> Reader<'a> {
             fwmark: self
                 .number(&place, table, Field::Fwmark, 1..=u32::MAX, default.fwmark)
                 .unwrap_or(default.fwmark),
+            enforcement: default.enforcement,
+            steering: default.steering,
+            masquerade: default.masquerade,
         }
     }
 
@@ -317,6 +320,7 @@ impl<'a> Reader<'a> {
                 DEFAULT_KEEPALIVE_SECS,
             ),
             seniority: 0,
+            outside: false,
         };
         match (name, taken) {
             (Some(name), None) => {
