@@ -1,6 +1,6 @@
 //! From what the API says of all nodes to the directory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
@@ -9,7 +9,7 @@ use warren_mesh::{Directory, Endpoint, Host, NameError, Node, NodeName};
 
 use crate::facts::{NodeFacts, Record, RecordError};
 use crate::known::Known;
-use crate::resources::Mode;
+use crate::resources::{MeshSpec, Mode};
 use crate::settings::Settings;
 
 /// What the API says, as far as it has arrived. Names are those of the objects.
@@ -21,6 +21,10 @@ pub struct View {
     pub nodes: Option<BTreeMap<String, NodeFacts>>,
     /// Every MeshNode.
     pub records: Option<BTreeMap<String, Result<Record, RecordError>>>,
+    /// The [`Mesh`](crate::Mesh), if there is one.
+    pub mesh: Option<Option<MeshSpec>>,
+    /// Where the API server is behind the Service `kubernetes`.
+    pub api_servers: Option<BTreeSet<IpAddr>>,
 }
 
 /// A directory, and what belongs to it.

@@ -1,13 +1,17 @@
 //! What the mesh needs of a `Node` and of a [`MeshNode`], read once at the door.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1::Node;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::ResourceExt as _;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use serde::{Deserialize, Serialize};
 
-use crate::resources::{MeshNode, Mode};
+use crate::objects::{MeshNodeObject, NodeObject};
+use crate::resources::{Enforcement, MeshNodeStatus, Mode};
+
+/// The beginning of labels that a kubelet cannot give its own Node.
+const RESTRICTED: &str = "node-restriction.kubernetes.io/";
 
 /// What the mesh needs of a `Node`. The rest of the object, which is large, is not kept.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -20,6 +24,10 @@ pub struct NodeFacts {
     pub addresses: Vec<IpAddr>,
     /// What of the two could not be read, as it was written.
     pub unreadable: Vec<String>,
+    /// The keys of its labels that a kubelet cannot set, all below `node-restriction.kubernetes.io/`.
+    pub restricted_labels: BTreeSet<String>,
+    /// Its condition `Ready` is true.
+    pub ready: bool,
 }
 
 /// What the mesh needs of a [`MeshNode`].
@@ -39,6 +47,24 @@ pub struct Record {
     pub mode: Mode,
     /// Grows with each start of its daemon.
     pub epoch: i64,
+    /// What its daemon says of itself.
+    pub progress: Progress,
+}
+
+/// What a daemon says of itself in the status of its record.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Progress {
+    /// Peers that there should be.
+    pub peers_expected: u32,
+    /// Peers that are ready.
+    pub peers_ready: u32,
+    /// Names of the first expected peers on Ready nodes that it has not reached yet; `None` while it
+    /// does not know.
+    pub unreached: Option<Vec<String>>,
+    /// What is enforced on its node.
+    pub enforcement: Option<Enforcement>,
+    /// Its node has turned strict.
+    pub latched: bool,
 }
 
 /// Why a [`MeshNode`] is no record.
@@ -60,27 +86,22 @@ pub enum RecordError {
 
 impl NodeFacts {
     /// Reads a `Node`.
-    pub fn of(node: &Node) -> Self {
+    pub fn of(node: &NodeObject) -> Self {
         let mut unreadable = Vec::new();
-        let spec = node.spec.as_ref();
-        let pod_cidrs = spec.and_then(|spec| spec.pod_cidrs.as_deref());
         // Servers fill the list from the single value; objects of tests and of old clouds may not.
-        let single = spec.and_then(|spec| spec.pod_cidr.as_ref());
-        let pod_cidrs = match pod_cidrs {
-            None | Some([]) => single.map(std::slice::from_ref).unwrap_or_default(),
-            Some(several) => several,
+        let pod_cidrs = match node.spec.pod_cidrs.as_slice() {
+            [] => node.spec.pod_cidr.as_slice(),
+            several => several,
         };
         let pod_cidrs = read(
             pod_cidrs.iter().filter(|text| !text.is_empty()),
             &mut unreadable,
         );
 
-        let status = node.status.as_ref();
-        let listed = status.and_then(|status| status.addresses.as_deref());
+        let listed = &node.status.addresses;
         let mut addresses: Vec<IpAddr> = Vec::new();
         for kind in ["InternalIP", "ExternalIP"] {
-            let of_kind = listed.unwrap_or_default().iter();
-            let of_kind = of_kind.filter(|address| address.type_ == kind);
+            let of_kind = listed.iter().filter(|address| address.kind == kind);
             for address in read(of_kind.map(|address| &address.address), &mut unreadable) {
                 // Some clouds list one address under both kinds.
                 if !addresses.contains(&address) {
@@ -88,11 +109,17 @@ impl NodeFacts {
                 }
             }
         }
+        let labels = node.metadata.labels.keys();
+        let restricted = labels.filter(|key| key.starts_with(RESTRICTED));
+        let mut conditions = node.status.conditions.iter();
         Self {
-            uid: node.uid().unwrap_or_default(),
+            uid: node.metadata.uid.clone(),
             pod_cidrs,
             addresses,
             unreadable,
+            restricted_labels: restricted.cloned().collect(),
+            ready: conditions
+                .any(|condition| condition.kind == "Ready" && condition.status == "True"),
         }
     }
 }
@@ -102,9 +129,10 @@ impl Record {
     ///
     /// Schema and admission policy refuse what is refused here; a cluster whose definition is older
     /// than this program, or which lost its policy, must do no harm either.
-    pub fn of(object: &MeshNode) -> Result<Self, RecordError> {
+    pub fn of(object: &MeshNodeObject) -> Result<Self, RecordError> {
         let spec = &object.spec;
-        if !is_owned(&object.metadata, &spec.node_uid) {
+        let metadata = &object.metadata;
+        if !is_owned(&metadata.owner_references, &metadata.name, &spec.node_uid) {
             return Err(RecordError::Owner {
                 uid: spec.node_uid.clone(),
             });
@@ -116,7 +144,8 @@ impl Record {
         if spec.port == 0 {
             return Err(RecordError::Port);
         }
-        let created = object.metadata.creation_timestamp.as_ref();
+        let created = metadata.creation_timestamp.as_ref();
+        let status = object.status.as_ref();
         Ok(Self {
             node_uid: spec.node_uid.clone(),
             created: created.map_or(i64::MAX, |time| time.0.as_second()),
@@ -129,18 +158,27 @@ impl Record {
             port: spec.port,
             mode: spec.mode,
             epoch: spec.epoch,
+            progress: status.map(Progress::of).unwrap_or_default(),
         })
     }
 }
 
-/// Whether the Node of this very name and `uid` is an owner.
-fn is_owned(metadata: &ObjectMeta, uid: &str) -> bool {
-    let owners = metadata.owner_references.as_deref().unwrap_or_default();
+impl Progress {
+    fn of(status: &MeshNodeStatus) -> Self {
+        Self {
+            peers_expected: status.peers_expected,
+            peers_ready: status.peers_ready,
+            unreached: status.unreached.clone(),
+            enforcement: status.enforcement,
+            latched: status.latched,
+        }
+    }
+}
+
+/// Whether the Node of this very `name` and `uid` is an owner.
+pub(crate) fn is_owned(owners: &[OwnerReference], name: &str, uid: &str) -> bool {
     owners.iter().any(|owner| {
-        owner.kind == "Node"
-            && owner.api_version == "v1"
-            && Some(&owner.name) == metadata.name.as_ref()
-            && owner.uid == uid
+        owner.kind == "Node" && owner.api_version == "v1" && owner.name == name && owner.uid == uid
     })
 }
 
@@ -167,7 +205,7 @@ mod tests {
 
     #[test]
     fn a_node_gives_both_families_internal_addresses_first_and_each_once() {
-        let node: Node = serde_json::from_value(json!({
+        let node: NodeObject = serde_json::from_value(json!({
             "metadata": {"name": "a", "uid": "u1"},
             "spec": {"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24", "fd00:1::/64"]},
             "status": {"addresses": [
@@ -191,7 +229,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_of_a_node_is_named_and_the_rest_is_kept() {
-        let node: Node = serde_json::from_value(json!({
+        let node: NodeObject = serde_json::from_value(json!({
             "metadata": {"name": "a", "uid": "u1"},
             "spec": {"podCIDRs": ["10.1.0.0/33", "fd00:1::/64"]},
             "status": {"addresses": [{"type": "InternalIP", "address": "a.example"}]},
@@ -220,7 +258,7 @@ mod tests {
     }
 
     /// The record of node a and `uid`, owned as told.
-    fn object(owner: &str, api: &str, kind: &str, owner_uid: &str, uid: &str) -> MeshNode {
+    fn object(owner: &str, api: &str, kind: &str, owner_uid: &str, uid: &str) -> MeshNodeObject {
         serde_json::from_value(json!({
             "apiVersion": "mesh.warren.dev/v1alpha1",
             "kind": "MeshNode",

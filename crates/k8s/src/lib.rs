@@ -14,10 +14,15 @@
 //! cannot write, and only keys and ports from its own record. What two nodes claim is decided by
 //! [`warren_mesh`], which reads [`Node::seniority`](warren_mesh::Node::seniority).
 
+mod access;
+mod backoff;
 mod crd;
 mod directory;
 mod facts;
+mod feed;
 mod known;
+mod objects;
+mod publisher;
 #[expect(
     unreachable_pub,
     clippy::duplicated_attributes,
@@ -27,10 +32,14 @@ mod resources;
 mod settings;
 mod trust;
 
+pub use access::{Access, AccessError, Client, connect};
 pub use crd::crds;
 pub use directory::{Entries, Finding, Issue, View};
-pub use facts::{NodeFacts, Record, RecordError};
+pub use facts::{NodeFacts, Progress, Record, RecordError};
+pub use feed::{Current, Feed, Health, ResourceHealth};
 pub use known::{Known, KnownNode};
+pub use objects::{MeshNodeObject, NodeObject};
+pub use publisher::{Event, Foreign, Holds, PublishReport, Publisher, Severity, Stated};
 pub use resources::{
     Condition, ConditionType, Enforcement, Exceptions, GROUP, MESH, Mesh, MeshNode, MeshNodeSpec,
     MeshNodeStatus, MeshSpec, Mode, RulePriorities, VERSION,

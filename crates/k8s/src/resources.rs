@@ -319,12 +319,18 @@ pub struct MeshNodeStatus {
     #[schemars(range(min = 0))]
     pub peers_ready: u32,
 
+    /// Names of expected peers on Ready nodes to which no tunnel has led yet, the first few by name.
+    /// The cluster turns strict when no Ready node has any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 8), inner(length(max = 253)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub unreached: Option<Vec<String>>,
+
     /// What is enforced on this node now. `Staged` becomes `Strict` when the cluster turns strict.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enforcement: Option<Enforcement>,
 
-    /// A peer has reached this node's prefixes through the tunnel: nobody sends to them in the clear
-    /// again.
+    /// This node has turned strict, and stays so: a node that sees any such record starts strict.
     #[serde(default)]
     pub latched: bool,
 

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use proptest::prelude::*;
 use warren_k8s::{
-    Distrust, Entries, Identity, Issue, Known, MeshSpec, Mode, NodeFacts, Record, Settings,
-    SettingsError, View,
+    Distrust, Entries, Identity, Issue, Known, MeshSpec, Mode, NodeFacts, Progress, Record,
+    Settings, SettingsError, View,
 };
 use warren_mesh::{Cause, Field, Node, NodeName, Place, Severity};
 
@@ -269,6 +269,7 @@ proptest! {
             records: Some(
                 records.iter().map(|(i, record)| (format!("n{i}"), Ok(record.clone()))).collect(),
             ),
+            ..View::default()
         };
         let entries = view.directory(&settings, &Known::default());
         prop_assert_eq!(entries.directory.nodes.len(), 4);
@@ -308,6 +309,7 @@ proptest! {
                 cluster: Some("cluster".to_owned()),
                 nodes: Some(nodes.collect()),
                 records: Some(records.map(|(i, record)| (format!("n{i}"), Ok(record.clone()))).collect()),
+                ..View::default()
             };
             view.directory(&settings(), &Known::default()).directory
         };
@@ -340,6 +342,7 @@ proptest! {
                     .map(|(i, record)| (format!("n{i}"), Ok(record.clone())))
                     .collect(),
             ),
+            ..View::default()
         };
         let known = known_after(&view(&[]), &Known::default());
         prop_assert!(!refused_keys(&view(&later), &known).contains(&"n0".to_owned()));
@@ -382,7 +385,8 @@ fn node(uid: &str, number: u8) -> NodeFacts {
             prefix(&format!("fd00:10:244:{number}::/64")),
         ],
         addresses: vec![address("192.0.2.1"), address("2001:db8::1")],
-        unreadable: Vec::new(),
+        ready: true,
+        ..NodeFacts::default()
     }
 }
 
@@ -395,6 +399,7 @@ fn record(uid: &str, key: usize) -> Record {
         port: 51820,
         mode: Mode::Route,
         epoch: 1,
+        progress: Progress::default(),
     }
 }
 
@@ -410,6 +415,7 @@ fn view<const N: usize, const M: usize>(
                 .map(|(name, record)| (name.to_owned(), Ok(record)))
                 .into(),
         ),
+        ..View::default()
     }
 }
 

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Namespace, Node};
-use kube::api::{DeleteParams, ListParams};
+use kube::api::DeleteParams;
 use kube::{Api, ResourceExt as _};
-use serde_json::json;
+use serde_json::{Value, json};
 use warren_k8s::{
-    Distrust, Identity, Known, MeshNode, MeshSpec, Mode, NodeFacts, Record, Settings, View,
+    Distrust, Identity, Known, MeshNodeObject, MeshSpec, Mode, NodeFacts, NodeObject, Record,
+    Settings, View,
 };
-use warren_tests_apiserver::{Cluster, Daemon};
+use warren_tests_apiserver::{Cluster, Daemon, object};
 
 #[tokio::test]
 async fn what_daemons_publish_is_a_directory_for_every_one_of_them() {
@@ -74,29 +75,44 @@ async fn join(cluster: &Cluster, name: &str, prefix: &str, number: u8) -> Daemon
 
 /// All that a daemon reads.
 async fn view(daemon: &Daemon) -> View {
-    let client = || daemon.client.clone();
-    let all = ListParams::default();
-    let namespaces: Api<Namespace> = Api::all(client());
-    let nodes: Api<Node> = Api::all(client());
-    let records: Api<MeshNode> = Api::all(client());
-    let kube_system = namespaces.get("kube-system").await.expect("it may");
-    let nodes = nodes.list(&all).await.expect("it may").items;
-    let records = records.list(&all).await.expect("it may").items;
     View {
-        cluster: kube_system.uid(),
+        cluster: kube_system(daemon).await,
         nodes: Some(
-            nodes
-                .iter()
-                .map(|node| (node.name_any(), NodeFacts::of(node)))
+            read::<NodeObject>(daemon, "/api/v1/nodes")
+                .await
+                .into_iter()
+                .map(|(name, node)| (name, NodeFacts::of(&node)))
                 .collect(),
         ),
         records: Some(
-            records
-                .iter()
-                .map(|record| (record.name_any(), Record::of(record)))
-                .collect::<BTreeMap<_, _>>(),
+            read::<MeshNodeObject>(daemon, "/apis/mesh.warren.dev/v1alpha1/meshnodes")
+                .await
+                .into_iter()
+                .map(|(name, record)| (name, Record::of(&record)))
+                .collect(),
         ),
+        ..View::default()
     }
+}
+
+async fn kube_system(daemon: &Daemon) -> Option<String> {
+    let namespaces: Api<Namespace> = Api::all(daemon.client.clone());
+    namespaces.get("kube-system").await.expect("it may").uid()
+}
+
+/// Every object of a path, by name.
+async fn read<T: serde::de::DeserializeOwned>(daemon: &Daemon, path: &str) -> BTreeMap<String, T> {
+    let request = http::Request::get(path).body(Vec::new());
+    let list = daemon.client.request::<Value>(request.expect("a request"));
+    let mut list = list.await.expect("it may");
+    let items = list["items"].as_array_mut().expect("a list");
+    let items = items.iter_mut().map(Value::take);
+    items
+        .map(|item| {
+            let name = item["metadata"]["name"].as_str().expect("a name");
+            (name.to_owned(), object(item))
+        })
+        .collect()
 }
 
 fn identity(view: &View, daemon: &Daemon) -> Identity {

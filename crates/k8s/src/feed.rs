@@ -1,0 +1,217 @@
+//! What the API says, kept up to date.
+//!
+//! One task for each resource lists it and watches it from there on (`watch`); what they read goes
+//! into one [`Store`] and from there into the [`View`] that the daemon looks at. A list replaces what
+//! was there in one step, so that a relist takes away what is gone and nothing else, not for a moment.
+
+mod kinds;
+mod watch;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch as signal;
+use tokio::task::JoinSet;
+use tokio::time::{self, Instant};
+use warren_mesh::NodeName;
+
+use crate::access::{Client, Failure};
+use crate::directory::View;
+use crate::objects::MeshNodeObject;
+use crate::resources::MeshSpec;
+
+/// Events that arrive within this belong to one change.
+const GATHER: Duration = Duration::from_millis(10);
+
+/// A stream of events that never pauses is told of this often.
+const GATHER_AT_MOST: Duration = Duration::from_millis(100);
+
+/// What the API says, kept up to date by tasks that end with this.
+#[derive(Debug)]
+pub struct Feed {
+    shared: Arc<Shared>,
+    changes: signal::Receiver<u64>,
+    /// When [`Feed::changed`] first saw the change that it is gathering.
+    gathering: Option<Instant>,
+    _tasks: JoinSet<()>,
+}
+
+/// What a [`Feed`] has read, by which it can be looked at.
+#[derive(Debug)]
+pub struct Current(Arc<View>);
+
+/// How each resource is followed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health(pub BTreeMap<&'static str, ResourceHealth>);
+
+/// How a resource is followed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ResourceHealth {
+    /// For how long nothing has been heard of it; `None` before the first word. The server says
+    /// something about once a minute, also when nothing happens.
+    pub silent: Option<Duration>,
+    /// Its first list has arrived whole.
+    pub synced: bool,
+    /// What went wrong last, while it is wrong.
+    pub error: Option<String>,
+}
+
+/// What tasks share with those who look.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    /// The node whose record is kept whole.
+    pub(crate) node: NodeName,
+    store: Mutex<Store>,
+    pub(crate) changes: signal::Sender<u64>,
+    /// Counts changes of this node's own Node and record.
+    pub(crate) own_changes: signal::Sender<u64>,
+}
+
+/// Everything that was read.
+#[derive(Debug, Default)]
+pub(crate) struct Store {
+    pub(crate) view: Arc<View>,
+    /// Every Mesh by name, of which the one called default counts.
+    pub(crate) meshes: Option<BTreeMap<String, MeshSpec>>,
+    /// The addresses of every EndpointSlice that was asked for.
+    pub(crate) slices: Option<BTreeMap<String, BTreeSet<IpAddr>>>,
+    /// This node's own record, whole.
+    pub(crate) own: Option<MeshNodeObject>,
+    health: BTreeMap<&'static str, Heard>,
+}
+
+#[derive(Debug, Default)]
+struct Heard {
+    at: Option<Instant>,
+    synced: bool,
+    error: Option<String>,
+}
+
+impl Feed {
+    /// Follows the API by `client`. `node` is this node: its record is kept whole, so that a
+    /// [`Publisher`](crate::Publisher) sees what others made of it. Runs on the current tokio runtime.
+    pub fn start(client: &Client, node: &NodeName) -> Self {
+        let (changes, receiver) = signal::channel(0);
+        let shared = Arc::new(Shared {
+            node: node.clone(),
+            store: Mutex::default(),
+            changes,
+            own_changes: signal::channel(0).0,
+        });
+        let mut tasks = JoinSet::new();
+        tasks.spawn(watch::follow(kinds::Nodes, client.clone(), shared.clone()));
+        tasks.spawn(watch::follow(
+            kinds::Records,
+            client.clone(),
+            shared.clone(),
+        ));
+        tasks.spawn(watch::follow(kinds::Meshes, client.clone(), shared.clone()));
+        tasks.spawn(watch::follow(
+            kinds::ApiServers,
+            client.clone(),
+            shared.clone(),
+        ));
+        Self {
+            shared,
+            changes: receiver,
+            gathering: None,
+            _tasks: tasks,
+        }
+    }
+
+    /// Waits until what the API says has changed. A burst of events is one change. Nothing is lost
+    /// when this is dropped before it ends.
+    pub async fn changed(&mut self) {
+        let first = match self.gathering {
+            Some(first) => first,
+            None => {
+                // The sender is in `shared`, and lives as long as this.
+                let _ = self.changes.changed().await;
+                *self.gathering.insert(Instant::now())
+            }
+        };
+        let end = first + GATHER_AT_MOST;
+        loop {
+            let quiet = end.min(Instant::now() + GATHER);
+            match time::timeout_at(quiet, self.changes.changed()).await {
+                Ok(_) if quiet < end => {}
+                _ => break,
+            }
+        }
+        self.gathering = None;
+    }
+
+    /// What the API says now. It does not change while it is held.
+    pub fn view(&self) -> Current {
+        Current(self.shared.store().view.clone())
+    }
+
+    /// How each resource is followed.
+    pub fn health(&self) -> Health {
+        let store = self.shared.store();
+        let of = |heard: &Heard| ResourceHealth {
+            silent: heard.at.map(|at| at.elapsed()),
+            synced: heard.synced,
+            error: heard.error.clone(),
+        };
+        Health(
+            store
+                .health
+                .iter()
+                .map(|(&name, heard)| (name, of(heard)))
+                .collect(),
+        )
+    }
+
+    pub(crate) fn shared(&self) -> Arc<Shared> {
+        self.shared.clone()
+    }
+}
+
+impl Health {
+    /// How long ago the resource was last heard of of which nothing was heard for longest; `None`
+    /// while there is one of which nothing was heard at all.
+    pub fn staleness(&self) -> Option<Duration> {
+        let silent = self.0.values().map(|health| health.silent);
+        silent.collect::<Option<Vec<_>>>()?.into_iter().max()
+    }
+}
+
+impl Deref for Current {
+    type Target = View;
+
+    fn deref(&self) -> &View {
+        &self.0
+    }
+}
+
+impl Shared {
+    pub(crate) fn store(&self) -> MutexGuard<'_, Store> {
+        // Nothing panics while it is held; if something did, what is there is still what was read.
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Somebody waits for this.
+    fn tell(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    fn heard(&self, kind: &'static str) {
+        let mut store = self.store();
+        let heard = store.health.entry(kind).or_default();
+        heard.at = Some(Instant::now());
+        heard.error = None;
+    }
+
+    fn synced(&self, kind: &'static str) {
+        self.heard(kind);
+        self.store().health.entry(kind).or_default().synced = true;
+    }
+
+    fn failed(&self, kind: &'static str, failure: &Failure) {
+        self.store().health.entry(kind).or_default().error = Some(failure.to_string());
+    }
+}

@@ -1,0 +1,114 @@
+//! Kubernetes' objects, less all that the mesh has no use for.
+//!
+//! A `Node` is about ten kilobytes of JSON, most of it images, labels and the book-keeping of who
+//! wrote which field. What is not named here is skipped as it is parsed.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
+use serde::Deserialize;
+
+use crate::resources::{MeshNodeSpec, MeshNodeStatus, MeshSpec};
+
+/// What of an object's metadata is read.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Metadata {
+    pub(crate) name: String,
+    pub(crate) uid: String,
+    pub(crate) resource_version: String,
+    pub(crate) creation_timestamp: Option<Time>,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) annotations: BTreeMap<String, String>,
+    pub(crate) owner_references: Vec<OwnerReference>,
+}
+
+/// What of a `Node` is read.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct NodeObject {
+    pub(crate) metadata: Metadata,
+    pub(crate) spec: NodeSpec,
+    pub(crate) status: NodeStatus,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct NodeSpec {
+    #[serde(rename = "podCIDR")]
+    pub(crate) pod_cidr: Option<String>,
+    #[serde(rename = "podCIDRs")]
+    pub(crate) pod_cidrs: Vec<String>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct NodeStatus {
+    pub(crate) addresses: Vec<NodeAddress>,
+    pub(crate) conditions: Vec<NodeCondition>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct NodeAddress {
+    #[serde(rename = "type")]
+    pub(crate) kind: String,
+    pub(crate) address: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct NodeCondition {
+    #[serde(rename = "type")]
+    pub(crate) kind: String,
+    pub(crate) status: String,
+}
+
+/// What of a [`MeshNode`](crate::MeshNode) is read.
+#[derive(Debug, Clone, Deserialize)]
+pub struct MeshNodeObject {
+    pub(crate) metadata: Metadata,
+    pub(crate) spec: MeshNodeSpec,
+    #[serde(default)]
+    pub(crate) status: Option<MeshNodeStatus>,
+}
+
+/// What of a [`Mesh`](crate::Mesh) is read.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct MeshObject {
+    pub(crate) metadata: Metadata,
+    pub(crate) spec: MeshSpec,
+}
+
+/// What of a `Namespace` is read.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct NamespaceObject {
+    pub(crate) metadata: Metadata,
+}
+
+/// What of an `EndpointSlice` is read.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct EndpointSliceObject {
+    pub(crate) metadata: Metadata,
+    #[serde(default)]
+    pub(crate) endpoints: Vec<SliceEndpoint>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct SliceEndpoint {
+    pub(crate) addresses: Vec<String>,
+}
+
+/// A page of a list.
+#[derive(Debug, Deserialize)]
+pub(crate) struct List<T> {
+    pub(crate) metadata: ListMetadata,
+    pub(crate) items: Vec<T>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ListMetadata {
+    pub(crate) resource_version: String,
+    /// Where the next page begins; empty on the last.
+    #[serde(default, rename = "continue")]
+    pub(crate) next: String,
+}
