@@ -26,6 +26,7 @@ mod notify;
 mod pages;
 mod resolver;
 mod rights;
+mod source;
 mod status;
 mod tunnel;
 mod watch;

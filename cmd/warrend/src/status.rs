@@ -21,8 +21,8 @@ pub(crate) struct Facts {
     pub(crate) engine: Option<Arc<Engine>>,
     /// What is in force.
     pub(crate) plan: Option<Plan>,
-    /// The digest of the file in force.
-    pub(crate) digest: String,
+    /// The digest of the file in force, where there is a file.
+    pub(crate) digest: Option<String>,
     /// How the fence stands.
     pub(crate) fence: String,
     /// Packets that the fence has dropped, by counter.
@@ -50,7 +50,7 @@ impl Source for Board {
         let device = engine.map_or_else(DeviceStatus::default, |engine| engine.status());
         let mut status = Status::of_device(&device);
         status.node.version = env!("CARGO_PKG_VERSION").to_owned();
-        status.node.mesh_digest = Some(facts.digest.clone());
+        status.node.mesh_digest.clone_from(&facts.digest);
         status.node.fence = Some(facts.fence.clone());
         if let Some(engine) = engine {
             let report = engine.report();
@@ -104,7 +104,7 @@ fn name_peers(status: &mut Status, plan: &Plan, facts: &Facts) {
         peer.name = Some(name.to_owned());
         peer.mesh_digest = facts.digests.get(name).cloned();
         let runs_another =
-            (peer.mesh_digest.as_ref()).is_some_and(|digest| *digest != facts.digest);
+            peer.mesh_digest.is_some() && peer.mesh_digest != facts.digest;
         peer.problem = if planned.public_key.is_none() {
             Some("it is fenced: nothing is sent to it".to_owned())
         } else if planned.unreachable {
