@@ -9,7 +9,8 @@
 //!    item at fault.
 //! 3. [`plan()`] turns the directory, the name of this node, the addresses that names resolved to and
 //!    the secrets into a [`Plan`]: a device, a host, and what people should know.
-//! 4. [`Description`] says a plan in words, and the difference between two, for `warren plan`.
+//! 4. [`Roster`] judges over time who of the peers is ready, and who is to be called.
+//! 5. [`Description`] says a plan in words, and the difference between two, for `warren plan`.
 //!
 //! Level-triggered and deterministic: the same input gives the same plan, whatever came before and
 //! in whatever order the nodes were written. This crate never does I/O, never asks for the time
@@ -23,6 +24,7 @@ mod name;
 mod plan;
 mod problem;
 mod review;
+mod roster;
 mod wg_quick;
 
 pub use describe::{Description, Line, Mark, Section};
@@ -33,6 +35,7 @@ pub use name::{NameError, NodeName, nearest};
 pub use plan::{Peer, Plan, PlanError, Resolved, Secrets, Underlay, plan};
 pub use problem::{Cause, Field, Place, Problem, Severity, Subject};
 pub use warren_config::Steering;
+pub use roster::{Candidate, Roster, Seen};
 pub use wg_quick::{ExportError, wg_quick};
 
 /// Where a node keeps what is its own, unless told otherwise: `0700`, owned by root.
