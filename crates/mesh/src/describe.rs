@@ -5,7 +5,7 @@ use std::fmt;
 
 use blake2::digest::consts::U8;
 use blake2::{Blake2b, Digest as _};
-use warren_config::{PeerConfig, PresharedKey};
+use warren_config::{PeerConfig, PresharedKey, Steering};
 
 use crate::plan::Plan;
 
@@ -58,45 +58,64 @@ impl Description {
             peers,
             problems: _,
         } = plan;
-        let mut sections = vec![
-            Section {
-                heading: format!("interface {}", host.interface),
-                lines: [
-                    match &device.private_key {
-                        Some(key) => format!("public key {}", key.public()),
-                        None => "no key, so that it neither sends nor answers".to_owned(),
-                    },
-                    format!("listens on UDP port {}", device.listen_port),
-                    format!("MTU {}", host.mtu),
-                ]
-                .into_iter()
-                .chain(host.addresses.iter().map(|ip| format!("address {ip}")))
-                .collect(),
-            },
-            Section {
-                heading: format!("routing table {}", host.table),
-                lines: std::iter::once(format!(
-                    "asked first, by rule {} for all but mark {:#x}",
-                    host.rule_priority, host.fwmark
-                ))
-                .chain(
-                    host.routes
-                        .iter()
-                        .map(|net| format!("{net} into the tunnel")),
-                )
-                .collect(),
-            },
-            Section {
-                heading: "fence".to_owned(),
-                lines: (host.fence.mesh.iter())
-                    .map(|net| format!("{net} through the tunnel or not at all"))
+        let mut sections =
+            vec![
+                Section {
+                    heading: format!("interface {}", host.interface),
+                    lines: [
+                        match &device.private_key {
+                            Some(key) => format!("public key {}", key.public()),
+                            None => "no key, so that it neither sends nor answers".to_owned(),
+                        },
+                        format!("listens on UDP port {}", device.listen_port),
+                        format!("MTU {}", host.mtu),
+                    ]
+                    .into_iter()
+                    .chain(host.addresses.iter().map(|ip| format!("address {ip}")))
+                    .chain((host.masquerade).then(|| {
+                        "lends its address to what this host sends from another".to_owned()
+                    }))
+                    .collect(),
+                },
+                Section {
+                    heading: format!("routing table {}", host.table),
+                    lines: std::iter::once(format!(
+                        "asked first, by rule {} for {}",
+                        host.rule_priority,
+                        match &host.steering {
+                            Steering::Prefixes => format!("all but mark {:#x}", host.fwmark),
+                            Steering::Overlay { ports } => {
+                                let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+                                format!("UDP to port {}", ports.join(", "))
+                            }
+                        }
+                    ))
                     .chain(
-                        (host.fence.local.iter())
-                            .map(|net| format!("{net} may be reached from the tunnel")),
+                        host.routes
+                            .iter()
+                            .map(|net| format!("{net} into the tunnel")),
                     )
                     .collect(),
-            },
-        ];
+                },
+                Section {
+                    heading: "fence".to_owned(),
+                    lines: (host.fence.mesh.iter())
+                        .map(|net| format!("{net} through the tunnel or not at all"))
+                        .chain(
+                            (host.fence.local.iter())
+                                .map(|net| format!("{net} may be reached from the tunnel")),
+                        )
+                        .chain(
+                            (host.fence.open.iter())
+                                .map(|net| format!("{net} is reached in the clear, both ways")),
+                        )
+                        .chain(
+                            (!host.fence.inward)
+                                .then(|| "what arrives in the clear is taken".to_owned()),
+                        )
+                        .collect(),
+                },
+            ];
         for (name, peer) in peers {
             let config = peer
                 .public_key
@@ -107,6 +126,8 @@ impl Description {
                     lines.extend(peer_lines(config));
                     lines
                 }
+                None if peer.outside => vec!["an exception: it is no peer".to_owned()],
+                None if !host.fence.inward => vec!["no peer yet".to_owned()],
                 None => vec!["fenced: nothing is sent to it".to_owned()],
             };
             if peer.unreachable {

@@ -9,6 +9,7 @@ use warren_config::{PublicKey, Steering};
 
 use crate::endpoint::{Endpoint, Host, HostName};
 use crate::name::NodeName;
+use crate::problem::Field;
 
 /// All nodes of a mesh.
 ///
@@ -127,9 +128,37 @@ impl Directory {
             .or(self.mesh.preshared_key.as_ref())
     }
 
+    /// The prefixes in which all lies that nodes claim, and in which no endpoint does; `None` where
+    /// the mesh has none: what an overlay wraps goes to the nodes' own addresses, and a mesh that is not
+    /// strict need not know all that it may carry.
+    pub(crate) fn bounds(&self) -> Option<&[IpNet]> {
+        let Mesh {
+            prefixes,
+            enforcement,
+            steering,
+            ..
+        } = &self.mesh;
+        let is_open = *enforcement != Enforcement::Strict && prefixes.is_empty();
+        match steering {
+            Steering::Overlay { .. } => None,
+            Steering::Prefixes => (!is_open).then_some(prefixes),
+        }
+    }
+
     /// Every node but `this`.
     pub(crate) fn others(&self, this: &NodeName) -> impl Iterator<Item = (&NodeName, &Node)> {
         self.nodes.iter().filter(move |(name, _)| *name != this)
+    }
+}
+
+impl Node {
+    /// Its prefixes, then its addresses, each with where it is written.
+    pub(crate) fn claims(&self) -> impl Iterator<Item = (Field, usize, IpNet)> {
+        let prefixes = (self.prefixes.iter().enumerate())
+            .map(|(index, prefix)| (Field::Prefixes, index, *prefix));
+        let addresses = (self.addresses.iter().enumerate())
+            .map(|(index, address)| (Field::Addresses, index, IpNet::from(*address)));
+        prefixes.chain(addresses)
     }
 }
 

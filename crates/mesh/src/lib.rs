@@ -16,6 +16,8 @@
 //! in whatever order the nodes were written. This crate never does I/O, never asks for the time
 //! and draws no randomness; it builds for wasm as proof.
 
+use std::net::{IpAddr, Ipv4Addr};
+
 mod describe;
 mod directory;
 mod endpoint;
@@ -34,8 +36,8 @@ pub use file::{Located, MeshFile, Position};
 pub use name::{NameError, NodeName, nearest};
 pub use plan::{Peer, Plan, PlanError, Resolved, Secrets, Underlay, plan};
 pub use problem::{Cause, Field, Place, Problem, Severity, Subject};
-pub use warren_config::Steering;
 pub use roster::{Candidate, Roster, Seen};
+pub use warren_config::Steering;
 pub use wg_quick::{ExportError, wg_quick};
 
 /// Where a node keeps what is its own, unless told otherwise: `0700`, owned by root.
@@ -43,6 +45,11 @@ pub const STATE_DIR: &str = "/var/lib/warren";
 
 /// Seconds after which a host name is resolved again while its peer does not answer.
 pub const RESOLVE_AGAIN_SECS: u64 = 15;
+
+/// The address of the interface that carries an overlay's packets. The kernel drops what comes by an
+/// interface without an IPv4 address where it checks reverse paths (`rp_filter`), however loosely;
+/// no packet bears this one.
+pub const OVERLAY_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 213, 20));
 
 /// Persistent keepalive, in seconds, of a node without an endpoint towards those that have one:
 /// just under the half minute after which many NATs forget a UDP flow.

@@ -1,23 +1,30 @@
 //! From all nodes to what this one should be.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use warren_config::{
-    DeviceConfig, Fence, HostConfig, PeerConfig, PresharedKey, PrivateKey, PublicKey,
+    DeviceConfig, Fence, HostConfig, PeerConfig, PresharedKey, PrivateKey, PublicKey, Steering,
 };
 
-use crate::DEFAULT_KEEPALIVE_SECS;
-use crate::directory::{Directory, KeyFile, Node, Pair};
+use crate::directory::{Directory, Enforcement, KeyFile, Node, Pair};
 use crate::endpoint::{Host, HostName, Unusable};
 use crate::name::NodeName;
 use crate::problem::{Cause, Field, Place, Problem, Severity, Subject};
 use crate::review::refused;
+use crate::{DEFAULT_KEEPALIVE_SECS, OVERLAY_ADDRESS};
 
 /// Addresses that one name may add to a peer's candidates; a resolver's answer does not decide how
 /// much is kept.
 const ADDRESSES_PER_NAME: usize = 8;
+
+/// What the fence of an overlay closes: its packets to wherever they go.
+const EVERYWHERE: [IpNet; 2] = [
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0)),
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 0)),
+];
+const NAME_SERVER: &str = "a name server";
 
 /// The addresses of host names, as far as they are known.
 pub type Resolved = BTreeMap<HostName, BTreeSet<IpAddr>>;
@@ -97,13 +104,15 @@ pub enum PlanError {
 /// `steered` is what goes by the tunnel although the mesh is not strict: of a staged one all that was
 /// ever reached through it, of a permissive one what is reached now. A strict mesh takes no
 /// notice of it.
+///
+/// A node that is an exception itself steers and fences nothing: the others reach it in the clear.
 pub fn plan(
     directory: &Directory,
     this: &NodeName,
     resolved: &Resolved,
     secrets: &Secrets,
     underlay: &Underlay,
-    _steered: &BTreeSet<IpNet>,
+    steered: &BTreeSet<IpNet>,
 ) -> Result<Plan, PlanError> {
     let Some(node) = directory.nodes.get(this) else {
         return Err(PlanError::UnknownNode {
@@ -119,6 +128,9 @@ pub fn plan(
         let mesh = problems.iter().filter(of_mesh).cloned();
         return Err(PlanError::Mesh(mesh.collect()));
     }
+    if directory.bounds().is_none() && directory.mesh.steering == Steering::Prefixes {
+        covering(directory, this, node, underlay, &mut problems);
+    }
     let refused = refused(&problems);
     let sound = Sound {
         directory,
@@ -126,7 +138,8 @@ pub fn plan(
     };
 
     let (device, peers) = device(&sound, this, node, resolved, secrets, &mut problems);
-    let host = host(&sound, this, node, &device);
+    let mut host = host(&sound, this, node, &device, steered);
+    host.fence.open = open(&sound, this, &host, underlay, &mut problems);
     covered(directory, this, &host, underlay, &mut problems);
     problems.sort_by(|a, b| a.subject.cmp(&b.subject));
     Ok(Plan {
@@ -164,6 +177,11 @@ fn device(
             unreachable: !here_reachable && !there_reachable,
             outside: other.outside,
         };
+        if node.outside || other.outside {
+            peer.unreachable = false;
+            peers.insert(name.clone(), peer);
+            continue;
+        }
         let preshared_key = match directory.key_file(this, name) {
             None => Some(None),
             Some(file) => match secrets.preshared_keys.get(file) {
@@ -238,6 +256,7 @@ fn endpoints(
     problems: &mut Vec<Problem>,
 ) -> Vec<SocketAddr> {
     let mesh = &sound.directory.mesh;
+    let bounds = sound.directory.bounds().unwrap_or_default();
     let mut candidates = Vec::new();
     for (index, endpoint) in node.endpoints.iter().enumerate() {
         let subject = Subject::node(name, Field::Endpoints, index);
@@ -263,7 +282,7 @@ fn endpoints(
         };
         for address in addresses.iter().take(ADDRESSES_PER_NAME) {
             let address = address.to_canonical();
-            match Unusable::of(address, &mesh.prefixes) {
+            match Unusable::of(address, bounds) {
                 None => candidate(address),
                 Some(unusable) => problems.push(subject.clone().has(Cause::ResolvedTo {
                     name: host.clone(),
@@ -276,28 +295,131 @@ fn endpoints(
     candidates
 }
 
-fn host(sound: &Sound<'_>, this: &NodeName, node: &Node, device: &DeviceConfig) -> HostConfig {
+/// The host, but for what is carried in the clear.
+fn host(
+    sound: &Sound<'_>,
+    this: &NodeName,
+    node: &Node,
+    device: &DeviceConfig,
+    steered: &BTreeSet<IpNet>,
+) -> HostConfig {
     let mesh = &sound.directory.mesh;
+    let nothing = BTreeSet::new();
+    let (enforcement, steered) = match node.outside {
+        true => (Enforcement::Permissive, &nothing),
+        false => (mesh.enforcement, steered),
+    };
+    let is_strict = enforcement == Enforcement::Strict;
+    let local = sound.claims(this, node);
+    let is_own = |net: &IpNet| local.iter().any(|own| own.contains(net));
+    let fenced = match (enforcement, &mesh.steering) {
+        (Enforcement::Strict, Steering::Prefixes) => mesh.prefixes.iter().copied().collect(),
+        (Enforcement::Strict, Steering::Overlay { .. }) => EVERYWHERE.into(),
+        (Enforcement::Staged, _) => (steered.iter().copied())
+            .filter(|net| !is_own(net))
+            .collect(),
+        (Enforcement::Permissive, _) => BTreeSet::new(),
+    };
+    let allowed_ips = device.peers.values().flat_map(|peer| &peer.allowed_ips);
     HostConfig {
         interface: mesh.interface.clone(),
         mtu: mesh.mtu,
-        addresses: sound.addresses(this, node).collect(),
+        addresses: match mesh.steering {
+            Steering::Prefixes => sound.addresses(this, node).collect(),
+            Steering::Overlay { .. } => [OVERLAY_ADDRESS].into(),
+        },
         table: mesh.table,
         rule_priority: mesh.rule_priority,
         fwmark: mesh.fwmark,
         steering: mesh.steering.clone(),
-        routes: device
-            .peers
-            .values()
-            .flat_map(|peer| peer.allowed_ips.iter().copied())
+        routes: (allowed_ips.copied())
+            .filter(|net| is_strict || is_within(steered, net))
             .collect(),
         masquerade: mesh.masquerade,
         fence: Fence {
-            mesh: mesh.prefixes.iter().copied().collect(),
-            local: sound.claims(this, node),
+            mesh: fenced,
+            local,
             open: BTreeSet::new(),
-            inward: true,
+            inward: is_strict,
         },
+    }
+}
+
+/// Whether one of `prefixes` is `net` or contains it. Asks for each prefix that could: of a set as large
+/// as the mesh this is done for every peer.
+fn is_within(prefixes: &BTreeSet<IpNet>, net: &IpNet) -> bool {
+    std::iter::successors(Some(*net), IpNet::supernet).any(|net| prefixes.contains(&net))
+}
+
+/// What is carried in the clear, of what would otherwise be kept from it: the exceptions', and where the
+/// API is. The way there never depends on a key that is fetched by it.
+fn open(
+    sound: &Sound<'_>,
+    this: &NodeName,
+    host: &HostConfig,
+    underlay: &Underlay,
+    problems: &mut Vec<Problem>,
+) -> BTreeSet<IpNet> {
+    let HostConfig { fence, routes, .. } = host;
+    let closed = |net: &IpNet| {
+        let mut closed = fence.mesh.iter().chain(routes);
+        closed.find(|closed| closed.contains(net) || net.contains(*closed))
+    };
+    let outside = sound
+        .directory
+        .others(this)
+        .filter(|(_, node)| node.outside);
+    let mut open: BTreeSet<IpNet> = outside
+        .flat_map(|(name, node)| sound.claims(name, node))
+        .filter(|net| closed(net).is_some())
+        .collect();
+    if sound.directory.mesh.steering != Steering::Prefixes {
+        return open;
+    }
+    for &address in &underlay.api_servers {
+        let net = IpNet::from(address);
+        if fence.local.iter().any(|own| own.contains(&address)) {
+            continue;
+        }
+        if let Some(&prefix) = closed(&net) {
+            let mesh = &sound.directory.mesh.prefixes;
+            let index = mesh.iter().position(|mesh| mesh.contains(&address));
+            let index = index.unwrap_or_default();
+            let subject = Subject::entry(Place::Mesh, Field::Prefixes, index);
+            problems.push(subject.has(Cause::ApiServer { prefix, address }));
+            open.insert(net);
+        }
+    }
+    open
+}
+
+/// What nodes claim and would cut this host off, where no prefixes of the mesh say what it may carry.
+fn covering(
+    directory: &Directory,
+    this: &NodeName,
+    node: &Node,
+    underlay: &Underlay,
+    problems: &mut Vec<Problem>,
+) {
+    let own = |address: &IpAddr| node.claims().any(|(_, _, net)| net.contains(address));
+    let mut needs = BTreeMap::new();
+    for (what, addresses) in underlay.needs() {
+        for &address in addresses.iter().filter(|address| !own(address)) {
+            needs.entry(address).or_insert(what);
+        }
+    }
+    for (name, other) in directory.others(this) {
+        for (field, index, prefix) in other.claims() {
+            let covered = needs.range(prefix.network()..=prefix.broadcast()).next();
+            if let Some((&address, &what)) = covered {
+                let subject = Subject::node(name, field, index);
+                problems.push(subject.has(Cause::Covers {
+                    prefix,
+                    what,
+                    address,
+                }));
+            }
+        }
     }
 }
 
@@ -312,22 +434,22 @@ fn covered(
     underlay: &Underlay,
     problems: &mut Vec<Problem>,
 ) {
+    let prefixes = directory.bounds().unwrap_or_default();
     let needs_names = !directory.host_names(this).is_empty();
-    let addresses = (underlay.addresses.iter()).map(|address| ("an address", address));
-    let gateways = (underlay.gateways.iter()).map(|address| ("the default gateway", address));
-    let resolvers = (underlay.resolvers.iter())
+    let all = (underlay.needs().into_iter())
+        .flat_map(|(what, addresses)| addresses.iter().map(move |address| (what, address)));
+    for (what, address) in all {
         // A resolver of the mesh is a good one for whoever finds the mesh without it.
-        .filter(|address| needs_names || !host.routes.iter().any(|net| net.contains(*address)))
-        .map(|address| ("a name server", address));
-    for (what, address) in addresses.chain(gateways).chain(resolvers) {
-        if host.fence.local.iter().any(|net| net.contains(address)) {
+        let is_peer = || host.routes.iter().any(|net| net.contains(address));
+        if host.fence.local.iter().any(|net| net.contains(address))
+            || what == NAME_SERVER && !needs_names && is_peer()
+        {
             continue;
         }
-        let covering = (directory.mesh.prefixes.iter()).position(|net| net.contains(address));
-        if let Some(index) = covering {
+        if let Some(index) = prefixes.iter().position(|net| net.contains(address)) {
             let subject = Subject::entry(Place::Mesh, Field::Prefixes, index);
             problems.push(subject.has(Cause::Covers {
-                prefix: directory.mesh.prefixes[index],
+                prefix: prefixes[index],
                 what,
                 address: *address,
             }));
@@ -346,6 +468,17 @@ fn key_file_place(
         .filter(|pair| directory.pairs.contains_key(pair))
         .map_or(Place::Mesh, Place::Pair);
     (place, file.clone())
+}
+
+impl Underlay {
+    /// What is cut off when the mesh takes it, and what to call it.
+    fn needs(&self) -> [(&'static str, &BTreeSet<IpAddr>); 3] {
+        [
+            ("an address", &self.addresses),
+            ("the default gateway", &self.gateways),
+            (NAME_SERVER, &self.resolvers),
+        ]
+    }
 }
 
 /// A directory without the items that are refused.
@@ -370,10 +503,12 @@ impl Sound<'_> {
             .map(|(_, address)| *address)
     }
 
-    /// All that a node is: what it may send from, and what is sent to it.
+    /// All that a node is: what it may send from, and what is sent to it. What an overlay wraps goes from
+    /// node to node.
     fn claims(&self, name: &NodeName, node: &Node) -> BTreeSet<IpNet> {
+        let has_prefixes = self.directory.mesh.steering == Steering::Prefixes;
         let prefixes = (node.prefixes.iter().enumerate())
-            .filter(|&(index, _)| self.allows(name, Field::Prefixes, index))
+            .filter(|&(index, _)| has_prefixes && self.allows(name, Field::Prefixes, index))
             .map(|(_, prefix)| *prefix);
         let addresses = self.addresses(name, node).map(IpNet::from);
         addresses.chain(prefixes).collect()

@@ -67,6 +67,7 @@ pub enum Field {
     Table,
     RulePriority,
     Fwmark,
+    Steering,
     PublicKey,
     Endpoints,
     Addresses,
@@ -91,6 +92,8 @@ pub enum Cause {
     RulePriority(u32),
     FwmarkZero,
     NoMeshPrefix,
+    NoOverlayPort,
+    OverlayPort(u16),
     NoKeyFile,
 
     ZeroLength(IpNet),
@@ -151,6 +154,15 @@ pub enum Cause {
         what: &'static str,
         address: IpAddr,
     },
+    CoversEndpoint {
+        prefix: IpNet,
+        address: IpAddr,
+        owner: NodeName,
+    },
+    ApiServer {
+        prefix: IpNet,
+        address: IpAddr,
+    },
 }
 
 impl Problem {
@@ -161,7 +173,8 @@ impl Problem {
             | Cause::NoKey
             | Cause::Unreachable { .. }
             | Cause::Unresolved(_)
-            | Cause::ResolvedTo { .. } => Severity::Warning,
+            | Cause::ResolvedTo { .. }
+            | Cause::ApiServer { .. } => Severity::Warning,
             _ => Severity::Error,
         }
     }
@@ -262,6 +275,7 @@ impl Field {
             Self::Table => "table",
             Self::RulePriority => "rule_priority",
             Self::Fwmark => "fwmark",
+            Self::Steering => "steering",
             Self::PublicKey => "public_key",
             Self::Endpoints => "endpoints",
             Self::Addresses => "addresses",
@@ -308,6 +322,15 @@ impl Cause {
             ),
             Self::NoMeshPrefix => f.write_str(
                 "there is none; say what the mesh may carry, as in prefixes = [\"10.77.0.0/16\"]",
+            ),
+            Self::NoOverlayPort => f.write_str(
+                "there is no port of an overlay to steer by; name that of its VXLAN or Geneve, as in \
+                 8472, 4789 or 6081",
+            ),
+            Self::OverlayPort(port) => write!(
+                f,
+                "{port} cannot be the port of an overlay, since the tunnel listens there or nobody \
+                 can; name that of the overlay's VXLAN or Geneve, as in 8472, 4789 or 6081"
             ),
             Self::NoKeyFile => f.write_str(
                 "the path is empty; name a file that `warren genpsk` filled, as in \"mesh.psk\"",
@@ -480,6 +503,20 @@ impl Cause {
                 f,
                 "\"{prefix}\" covers {address}, {what} of this host, which would be cut off; \
                  narrow the prefix"
+            ),
+            Self::CoversEndpoint {
+                prefix,
+                address,
+                owner,
+            } => write!(
+                f,
+                "\"{prefix}\" covers {address}, where node \"{owner}\"{at} is reached, and the \
+                 tunnel cannot be reached through itself; narrow the prefix"
+            ),
+            Self::ApiServer { prefix, address } => write!(
+                f,
+                "\"{prefix}\" covers {address}, where the API is, and this address alone is \
+                 reached in the clear; narrow the prefix"
             ),
         }
     }

@@ -6,7 +6,9 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::directory::{Directory, Mesh, Node};
+use warren_config::Steering;
+
+use crate::directory::{Directory, Enforcement, Mesh, Node};
 use crate::endpoint::{Endpoint, Host, Unusable};
 use crate::name::{NodeName, is_dns_name, nearest};
 use crate::problem::{Cause, Field, Place, Problem, Severity, Subject};
@@ -37,6 +39,9 @@ impl Directory {
         }
         let refused = refused(&problems);
         self.review_claims(&refused, &mut problems);
+        if self.bounds().is_none() && self.mesh.steering == Steering::Prefixes {
+            self.review_endpoints_among_claims(&refused, &mut problems);
+        }
         self.review_keys(&mut problems);
         self.review_shared_endpoints(&refused, &mut problems);
         self.review_pairs(&mut problems);
@@ -56,8 +61,8 @@ impl Directory {
             table,
             rule_priority,
             fwmark,
-            enforcement: _,
-            steering: _,
+            enforcement,
+            steering,
             masquerade: _,
         } = &self.mesh;
         let mut wrong = |field, index, cause| {
@@ -90,8 +95,21 @@ impl Directory {
         if *fwmark == 0 {
             wrong(Field::Fwmark, 0, Cause::FwmarkZero);
         }
-        if prefixes.is_empty() {
-            wrong(Field::Prefixes, 0, Cause::NoMeshPrefix);
+        match steering {
+            Steering::Prefixes if prefixes.is_empty() && *enforcement == Enforcement::Strict => {
+                wrong(Field::Prefixes, 0, Cause::NoMeshPrefix);
+            }
+            Steering::Prefixes => {}
+            Steering::Overlay { ports } if ports.is_empty() => {
+                wrong(Field::Steering, 0, Cause::NoOverlayPort);
+            }
+            Steering::Overlay { ports } => {
+                for (index, overlay) in ports.iter().enumerate() {
+                    if [0, *port].contains(overlay) {
+                        wrong(Field::Steering, index, Cause::OverlayPort(*overlay));
+                    }
+                }
+            }
         }
         let mut seen = Claims::default();
         for (index, net) in prefixes.iter().enumerate() {
@@ -113,9 +131,9 @@ impl Directory {
     }
 
     fn review_node(&self, name: &NodeName, node: &Node, problems: &mut Vec<Problem>) {
-        let mesh = &self.mesh.prefixes;
+        let mesh = self.bounds();
         // A prefix that is refused for its size holds every endpoint, and explains none.
-        let sound: Vec<IpNet> = (mesh.iter().copied())
+        let sound: Vec<IpNet> = (mesh.into_iter().flatten().copied())
             .filter(|net| {
                 !matches!(
                     unusable_prefix(*net),
@@ -126,6 +144,7 @@ impl Directory {
         let mut wrong =
             |field, index, cause| problems.push(Subject::node(name, field, index).has(cause));
         match node.public_key {
+            None if node.outside => {}
             None => wrong(Field::PublicKey, 0, Cause::NoKey),
             Some(key) if *key.as_bytes() == [0; 32] => wrong(Field::PublicKey, 0, Cause::ZeroKey),
             Some(_) => {}
@@ -150,14 +169,14 @@ impl Directory {
             if let Some(unusable) = Unusable::of(address, &[]) {
                 let cause = Cause::SpecialAddress(address, unusable);
                 wrong(Field::Addresses, index, cause);
-            } else if !mesh.iter().any(|net| net.contains(&address)) {
+            } else if mesh.is_some_and(|mesh| !mesh.iter().any(|net| net.contains(&address))) {
                 wrong(Field::Addresses, index, Cause::AddressOutsideMesh(address));
             }
         }
         for (index, &prefix) in node.prefixes.iter().enumerate() {
             if let Some(cause) = unusable_prefix(prefix) {
                 wrong(Field::Prefixes, index, cause);
-            } else if !mesh.iter().any(|net| net.contains(&prefix)) {
+            } else if mesh.is_some_and(|mesh| !mesh.iter().any(|net| net.contains(&prefix))) {
                 wrong(Field::Prefixes, index, Cause::OutsideMesh(prefix));
             }
         }
@@ -166,10 +185,12 @@ impl Directory {
     /// Every address of the mesh leads to one node only.
     fn review_claims(&self, refused: &BTreeSet<Subject>, problems: &mut Vec<Problem>) {
         let mut claims = Claims::default();
+        // Of what an overlay wraps nothing is looked at.
+        let has_prefixes = self.mesh.steering == Steering::Prefixes;
         for (name, node) in self.by_seniority() {
             for (index, &prefix) in node.prefixes.iter().enumerate() {
                 let subject = Subject::node(name, Field::Prefixes, index);
-                if refused.contains(&subject) {
+                if refused.contains(&subject) || !has_prefixes {
                     continue;
                 }
                 if let Some((other, related)) = claims.claim(prefix, subject.clone()) {
@@ -217,6 +238,55 @@ impl Directory {
                         },
                         related: Some(related),
                     });
+                }
+            }
+        }
+    }
+
+    /// Where no prefixes of the mesh part what it carries from what carries it: an endpoint and a prefix
+    /// that covers it cannot both be. The newcomer is wrong.
+    fn review_endpoints_among_claims(
+        &self,
+        refused: &BTreeSet<Subject>,
+        problems: &mut Vec<Problem>,
+    ) {
+        let mut claims = Claims::default();
+        let mut endpoints: BTreeMap<IpAddr, (&NodeName, Subject)> = BTreeMap::new();
+        for (name, node) in self.by_seniority() {
+            for (field, index, prefix) in node.claims() {
+                let subject = Subject::node(name, field, index);
+                if refused.contains(&subject) {
+                    continue;
+                }
+                let mut covered = endpoints.range(prefix.network()..=prefix.broadcast());
+                match covered.next() {
+                    None => drop(claims.claim(prefix, subject)),
+                    Some((address, (owner, related))) => problems.push(Problem {
+                        subject,
+                        related: Some(related.clone()),
+                        cause: Cause::CoversEndpoint {
+                            prefix,
+                            address: *address,
+                            owner: (*owner).clone(),
+                        },
+                    }),
+                }
+            }
+            for (index, endpoint) in node.endpoints.iter().enumerate() {
+                let subject = Subject::node(name, Field::Endpoints, index);
+                let Host::Address(address) = endpoint.host else {
+                    continue;
+                };
+                if refused.contains(&subject) {
+                    continue;
+                }
+                match claims.covering(address) {
+                    None => drop(endpoints.entry(address).or_insert((name, subject))),
+                    Some((prefix, related)) => problems.push(Problem {
+                        subject,
+                        related: Some(related.clone()),
+                        cause: Cause::Endpoint(endpoint.clone(), Unusable::InsideMesh(prefix)),
+                    }),
                 }
             }
         }
@@ -301,7 +371,7 @@ impl Directory {
         let callers: Vec<&NodeName> = self
             .nodes
             .iter()
-            .filter(|(_, node)| node.endpoints.is_empty())
+            .filter(|(_, node)| node.endpoints.is_empty() && !node.outside)
             .map(|(name, _)| name)
             .collect();
         for (i, name) in callers.iter().enumerate() {
@@ -383,6 +453,12 @@ impl Claims {
         }
         self.ranges.insert(first, (last, net, subject));
         None
+    }
+
+    /// What `address` is in, and whose that is.
+    fn covering(&self, address: IpAddr) -> Option<(IpNet, &Subject)> {
+        let (_, (_, net, owner)) = self.ranges.range(..=address).next_back()?;
+        net.contains(&address).then_some((*net, owner))
     }
 }
 

@@ -49,9 +49,10 @@ pub fn wg_quick(
     let _infallible = writeln!(text, "MTU = {}", mesh.mtu);
     for (peer_name, peer) in &plan.peers {
         let (Some(key), false) = (peer.public_key, peer.unreachable) else {
-            let why = match peer.unreachable {
-                true => "neither side has an endpoint",
-                false => "it has no key yet",
+            let why = match (peer.outside, peer.unreachable) {
+                (true, _) => "it is an exception",
+                (false, true) => "neither side has an endpoint",
+                (false, false) => "it has no key yet",
             };
             let _infallible = writeln!(text, "\n# {peer_name} is left out: {why}.");
             continue;

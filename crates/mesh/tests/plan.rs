@@ -334,6 +334,7 @@ fn a_prefix_that_covers_what_the_host_needs_is_an_error_and_opens_no_fence() {
         addresses: addresses(&["10.77.99.5", "192.168.1.5", "10.77.0.1"]),
         gateways: addresses(&["10.77.99.1", "192.168.1.1"]),
         resolvers: addresses(&["10.77.99.2", "127.0.0.53", "10.77.0.2"]),
+        api_servers: BTreeSet::new(),
     };
     let plan = plan(
         &directory(),
