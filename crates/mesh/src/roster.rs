@@ -25,6 +25,9 @@ const SESSION: Duration = Duration::from_secs(180);
 /// After so long a peer that is not ready is called again.
 const AGAIN: Duration = Duration::from_secs(120);
 
+/// Who was called is looked at this often at least, until it has answered or is given up.
+const SELDOM: Duration = Duration::from_secs(5);
+
 /// Calls that may be made at once.
 const BURST: u32 = 64;
 /// A further call may be made each time that this has passed. All nodes that one event concerns spread
@@ -135,6 +138,11 @@ impl Roster {
     /// Judges every peer by what the device says of it, at wall time `wall`, which is the caller's `now`.
     pub fn look(&mut self, device: &DeviceStatus, wall: WallTime, now: Duration) -> Seen {
         let mut allowed = self.allowance(now);
+        // A look costs as much as there are peers.
+        let step = PACE
+            * u32::try_from(self.peers.len() / 64)
+                .unwrap_or(32)
+                .clamp(4, 32);
         let mut seen = Seen::default();
         let mut wait = |at: Duration| {
             seen.next = Some(seen.next.map_or(at, |next| next.min(at)));
@@ -172,13 +180,15 @@ impl Roster {
                 wait(end);
             }
             if let Some(unanswered) = unanswered.filter(|unanswered| *unanswered < UNANSWERED) {
-                wait(now + (UNANSWERED - unanswered));
+                // An answer takes a round trip, of which nobody tells: often at first, then seldom.
+                let often = unanswered.clamp(step, SELDOM);
+                wait(now + often.min(UNANSWERED - unanswered));
             }
         }
         due.sort_unstable();
         for (_, key) in due {
             if allowed == 0 {
-                wait(now + PACE * 4);
+                wait(now + step);
                 break;
             }
             allowed -= 1;
@@ -189,8 +199,7 @@ impl Roster {
         }
         self.calls.0 = allowed;
         if !seen.calls.is_empty() {
-            // An answer takes a round trip, which nobody tells of.
-            let at = now + PACE * 4;
+            let at = now + step;
             seen.next = Some(seen.next.map_or(at, |next| next.min(at)));
         }
         seen

@@ -138,6 +138,13 @@ impl StateDir {
         self.put(PRIVATE_KEY_FILE, text.as_bytes(), RenameFlags::NOREPLACE)
     }
 
+    /// Puts `key` in the place of whatever was there: the node has become another.
+    pub fn replace_private_key(&self, key: &PrivateKey) -> Result<(), StateError> {
+        let mut text = Zeroizing::new(key.to_base64());
+        text.push('\n');
+        self.write(PRIVATE_KEY_FILE, text.as_bytes())
+    }
+
     /// A preshared key; a relative path starts in this directory.
     pub fn preshared_key(&self, path: &str) -> Result<PresharedKey, StateError> {
         read_key(&self.path.join(path), "preshared key", "warren genpsk")
