@@ -155,13 +155,21 @@ fn entry(
     for text in &facts.unreadable {
         found(Issue::Unreadable(text.clone()));
     }
-    let mut node = Node {
-        // The address that is a prefix's name is given to no pod, and so it is free for the tunnel.
-        addresses: facts.pod_cidrs.iter().map(IpNet::network).collect(),
-        prefixes: facts.pod_cidrs.clone(),
-        keepalive: settings.keepalive,
-        ..Node::default()
+    let mut node = match settings.mode {
+        Mode::Route => Node {
+            // The address that is a prefix's name is given to no pod, and so it is free for the tunnel.
+            addresses: facts.pod_cidrs.iter().map(IpNet::network).collect(),
+            prefixes: facts.pod_cidrs.clone(),
+            ..Node::default()
+        },
+        // What the CNI wraps goes from node to node.
+        Mode::Overlay => Node {
+            addresses: facts.addresses.clone(),
+            ..Node::default()
+        },
     };
+    node.keepalive = settings.keepalive;
+    node.outside = settings.excepts(name.as_str(), facts);
     let record = match record {
         Some(Ok(record)) if record.node_uid == facts.uid => Some(record),
         Some(Ok(record)) => {

@@ -14,7 +14,8 @@ use crate::resources::{Enforcement, MeshNodeStatus, Mode};
 const RESTRICTED: &str = "node-restriction.kubernetes.io/";
 
 /// What the mesh needs of a `Node`. The rest of the object, which is large, is not kept.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
 pub struct NodeFacts {
     /// Its uid: a Node that is made anew under its name has another.
     pub uid: String,
@@ -31,7 +32,8 @@ pub struct NodeFacts {
 }
 
 /// What the mesh needs of a [`MeshNode`].
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Record {
     /// The uid of the Node that it is of.
     pub node_uid: String,
@@ -48,11 +50,13 @@ pub struct Record {
     /// Grows with each start of its daemon.
     pub epoch: i64,
     /// What its daemon says of itself.
+    #[serde(default)]
     pub progress: Progress,
 }
 
 /// What a daemon says of itself in the status of its record.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
 pub struct Progress {
     /// Peers that there should be.
     pub peers_expected: u32,

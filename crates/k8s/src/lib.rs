@@ -18,10 +18,12 @@ mod access;
 mod backoff;
 mod crd;
 mod directory;
+mod epoch;
 mod facts;
 mod feed;
 mod known;
 mod objects;
+mod proposal;
 mod publisher;
 #[expect(
     unreachable_pub,
@@ -30,19 +32,25 @@ mod publisher;
 )]
 mod resources;
 mod settings;
+mod snapshot;
+mod stage;
 mod trust;
 
 pub use access::{Access, AccessError, Client, connect};
 pub use crd::crds;
 pub use directory::{Entries, Finding, Issue, View};
+pub use epoch::Epoch;
 pub use facts::{NodeFacts, Progress, Record, RecordError};
 pub use feed::{Current, Feed, Health, ResourceHealth};
 pub use known::{Known, KnownNode};
 pub use objects::{MeshNodeObject, NodeObject};
+pub use proposal::{Proposal, configured};
 pub use publisher::{Event, Foreign, Holds, PublishReport, Publisher, Severity, Stated};
 pub use resources::{
     Condition, ConditionType, Enforcement, Exceptions, GROUP, MESH, Mesh, MeshNode, MeshNodeSpec,
     MeshNodeStatus, MeshSpec, Mode, RulePriorities, VERSION,
 };
 pub use settings::{Settings, SettingsError};
+pub use snapshot::{Snapshot, SnapshotError};
+pub use stage::{Holdup, Holdups, Missing, Own, Stage};
 pub use trust::{Distrust, Identity};

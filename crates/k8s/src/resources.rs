@@ -43,6 +43,9 @@ pub const MESH: &str = "default";
 #[x_kube(validation = Rule::new("self.enforcement != 'Strict' || size(self.podPrefixes) > 0")
     .message("Strict needs podPrefixes: without them nothing says what must not travel in the clear")
     .field_path(".podPrefixes"))]
+#[x_kube(validation = Rule::new("!(self.port in self.overlayPorts)")
+    .message("the mesh's own port cannot be that of the CNI's tunnel")
+    .field_path(".overlayPorts"))]
 pub struct MeshSpec {
     /// The UDP port on which every node listens, the same on all.
     #[serde(default = "default::port")]
@@ -89,6 +92,13 @@ pub struct MeshSpec {
     /// How pod traffic gets into the tunnel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
+
+    /// UDP ports of the tunnels that the CNI makes between nodes, which mode Overlay encrypts: 4789 is
+    /// VXLAN of Calico, 8472 of flannel and Cilium, 6081 is Geneve.
+    #[serde(default = "default::overlay_ports")]
+    #[schemars(length(min = 1, max = 8), inner(range(min = 1, max = 65535)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub overlay_ports: Vec<u16>,
 
     /// All prefixes from which the cluster gives addresses to pods, of both families: what lies in
     /// them travels between nodes encrypted or, once it is enforced, not at all. While there are
@@ -391,6 +401,7 @@ impl Default for MeshSpec {
             mtu: None,
             keepalive_seconds: 0,
             mode: None,
+            overlay_ports: default::overlay_ports(),
             pod_prefixes: Vec::new(),
             enforcement: Enforcement::default(),
             exceptions: Exceptions::default(),
@@ -430,6 +441,10 @@ mod default {
 
     pub(super) fn route_priority() -> u32 {
         Mesh::default().rule_priority
+    }
+
+    pub(super) fn overlay_ports() -> Vec<u16> {
+        vec![4789, 6081, 8472]
     }
 
     /// Before the rule of the other mode, so that a mesh that changes its mode has both for a moment.

@@ -1,14 +1,18 @@
 //! What the operator sets for all nodes, read once at the door.
 
-use ipnet::IpNet;
-use warren_mesh::Mesh;
+use std::collections::BTreeSet;
 
-use crate::resources::{MeshSpec, Mode};
+use ipnet::IpNet;
+use warren_mesh::{Mesh, Steering};
+
+use crate::facts::NodeFacts;
+use crate::resources::{Enforcement, MeshSpec, Mode};
 
 /// What the operator sets for all nodes, in the planner's terms.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// What all nodes have in common.
+    /// What all nodes have in common. Its enforcement is what the operator says; that a staged mesh has
+    /// turned strict is said by [`View::stage`](crate::View::stage).
     pub mesh: Mesh,
     /// How pod traffic gets into the tunnel.
     pub mode: Mode,
@@ -16,6 +20,12 @@ pub struct Settings {
     pub keepalive: Option<u16>,
     /// Where endpoints may lie that are not addresses of the `Node`.
     pub allowed_endpoints: Vec<IpNet>,
+    /// Nodes that stay outside, by name.
+    pub excepted_nodes: BTreeSet<String>,
+    /// Nodes that stay outside, by a label that no kubelet can set.
+    pub excepted_labels: BTreeSet<String>,
+    /// Every daemon is to take away what it made. The enforcement is permissive then.
+    pub removed: bool,
 }
 
 /// Why a [`MeshSpec`] cannot be used. The last one that could stays in force.
@@ -31,9 +41,12 @@ pub enum SettingsError {
         /// What is there.
         value: String,
     },
-    /// The mode is one that this program cannot plan.
-    #[error("spec.mode of the Mesh is {0:?}, which this version cannot do; set it to Route")]
-    Mode(Mode),
+    /// Nothing says what must not travel in the clear.
+    #[error(
+        "spec.enforcement of the Mesh is Strict and spec.podPrefixes is empty; set the prefixes from \
+         which the cluster gives addresses to pods"
+    )]
+    NoPrefixes,
 }
 
 impl Settings {
@@ -41,25 +54,51 @@ impl Settings {
     /// operator says nothing.
     pub fn of(spec: &MeshSpec, mtu: u32, mode: Mode) -> Result<Self, SettingsError> {
         let mode = spec.mode.unwrap_or(mode);
-        if mode != Mode::Route {
-            return Err(SettingsError::Mode(mode));
-        }
+        let (steering, rule_priority) = match mode {
+            Mode::Route => (Steering::Prefixes, spec.rule_priorities.route),
+            Mode::Overlay => {
+                let ports = spec.overlay_ports.iter().copied().collect();
+                (Steering::Overlay { ports }, spec.rule_priorities.overlay)
+            }
+        };
         let mesh = Mesh {
             port: spec.port,
             mtu: spec.mtu.unwrap_or(mtu),
             prefixes: prefixes("podPrefixes", &spec.pod_prefixes)?,
             interface: spec.interface.clone(),
             table: spec.table,
-            rule_priority: spec.rule_priorities.route,
+            rule_priority,
             fwmark: spec.fwmark,
+            enforcement: match spec.enforcement {
+                Enforcement::Strict => warren_mesh::Enforcement::Strict,
+                Enforcement::Staged => warren_mesh::Enforcement::Staged,
+                Enforcement::Permissive | Enforcement::Removed => {
+                    warren_mesh::Enforcement::Permissive
+                }
+            },
+            steering,
+            // A Service's clients and what kube-proxy forwards have addresses that no peer takes.
+            masquerade: true,
             ..Mesh::default()
         };
+        if spec.enforcement == Enforcement::Strict && mesh.prefixes.is_empty() {
+            return Err(SettingsError::NoPrefixes);
+        }
         Ok(Self {
             mesh,
             mode,
             keepalive: (spec.keepalive_seconds > 0).then_some(spec.keepalive_seconds),
             allowed_endpoints: prefixes("allowedEndpointCIDRs", &spec.allowed_endpoint_cidrs)?,
+            excepted_nodes: spec.exceptions.nodes.iter().cloned().collect(),
+            excepted_labels: spec.exceptions.labels.iter().cloned().collect(),
+            removed: spec.enforcement == Enforcement::Removed,
         })
+    }
+
+    /// Whether the node of this name is an exception, which stays outside the mesh.
+    pub fn excepts(&self, name: &str, facts: &NodeFacts) -> bool {
+        self.excepted_nodes.contains(name)
+            || !self.excepted_labels.is_disjoint(&facts.restricted_labels)
     }
 }
 

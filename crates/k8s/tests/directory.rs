@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use proptest::prelude::*;
 use warren_k8s::{
-    Distrust, Entries, Identity, Issue, Known, MeshSpec, Mode, NodeFacts, Progress, Record,
-    Settings, SettingsError, View,
+    Distrust, Enforcement, Entries, Identity, Issue, Known, MeshSpec, Mode, NodeFacts, Progress,
+    Record, Settings, SettingsError, View,
 };
 use warren_mesh::{Cause, Field, Node, NodeName, Place, Severity};
 
@@ -249,8 +249,8 @@ fn settings_that_cannot_be_used_are_refused_with_field_and_value() {
     let error = unusable(|spec| spec.pod_prefixes = vec!["10.244.0.0".to_owned()]);
     assert!(error.to_string().contains("spec.podPrefixes"), "{error}");
     assert!(error.to_string().contains("\"10.244.0.0\""), "{error}");
-    let error = unusable(|spec| spec.mode = Some(Mode::Overlay));
-    assert_eq!(error, SettingsError::Mode(Mode::Overlay));
+    let error = unusable(|spec| spec.enforcement = Enforcement::Strict);
+    assert_eq!(error, SettingsError::NoPrefixes);
 }
 
 proptest! {

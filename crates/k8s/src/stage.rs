@@ -1,0 +1,205 @@
+//! How a staged cluster turns strict, without anybody who decides for all.
+//!
+//! Every node looks at what all publish and comes to the same conclusion, some a moment later than
+//! others; which of them are strict already matters to nobody, since a strict node takes and sends
+//! through the tunnel only, and so does a staged one with whatever it has reached.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use warren_mesh::{Enforcement, Steering};
+
+use crate::directory::View;
+use crate::facts::Record;
+use crate::settings::Settings;
+use crate::trust::{Distrust, Identity};
+
+/// What is enforced on this node now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stage {
+    /// Nothing: the operator wants it so.
+    Permissive,
+    /// What was reached; these hold the cluster up.
+    Staged(Holdups),
+    /// Everything. The node says so in its record (`latched`) and on its disk.
+    Strict,
+}
+
+/// What this node knows of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Own {
+    /// It has turned strict before, by its disk.
+    pub turned: bool,
+    /// It has just started, or its `Node` was not Ready when it looked last: it may have missed the
+    /// turn, and follows whoever has not.
+    pub returning: bool,
+}
+
+/// Why a cluster is not strict yet.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Holdups {
+    /// What is missing in all of it.
+    pub mesh: Option<Missing>,
+    /// Nodes, and what each of them lacks.
+    pub nodes: BTreeMap<String, Holdup>,
+}
+
+/// What a cluster lacks for being strict.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Missing {
+    /// What the API says is not to be believed.
+    #[error("{0}")]
+    Trust(#[from] Distrust),
+    /// Nothing says what must not travel in the clear.
+    #[error("the Mesh has no podPrefixes")]
+    Prefixes,
+    /// There is nobody to talk to.
+    #[error("there are fewer than two Ready nodes with a daemon")]
+    Peers,
+}
+
+/// What a Ready node lacks.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Holdup {
+    /// It has no daemon, or one that says nothing of use. Name it in the Mesh's exceptions if it should have
+    /// none.
+    #[error("no daemon of it publishes a record that is followed")]
+    NoRecord,
+    /// Its daemon has not said yet whom it has reached, or not of all who are here now.
+    #[error("it reports on {reported} peers, and there are {expected}")]
+    Behind {
+        /// Of how many it reports; none while it does not.
+        reported: u32,
+        /// How many peers it has.
+        expected: u32,
+    },
+    /// It has not reached these, and maybe others.
+    #[error("it has not reached {}", .0.join(", "))]
+    Unreached(Vec<String>),
+}
+
+impl View {
+    /// What is enforced on the node of `identity`.
+    ///
+    /// A staged cluster turns strict when every Ready node that is no exception has a record which says
+    /// that all its peers that are Ready were reached. Nodes that are not Ready are not waited for, and
+    /// are strict when they come back. Only a view that is trusted turns anything, only two nodes or
+    /// more, and in mode Route only if there are prefixes to be strict about. There is no way back but
+    /// by the operator, who sets another enforcement.
+    pub fn stage(&self, settings: &Settings, identity: &Identity, own: Own) -> Stage {
+        match settings.mesh.enforcement {
+            Enforcement::Permissive => return Stage::Permissive,
+            Enforcement::Strict => return Stage::Strict,
+            Enforcement::Staged if own.turned => return Stage::Strict,
+            Enforcement::Staged => {}
+        }
+        let of_mesh = |missing| {
+            Stage::Staged(Holdups {
+                mesh: Some(missing),
+                nodes: BTreeMap::new(),
+            })
+        };
+        let is_routed = settings.mesh.steering == Steering::Prefixes;
+        if is_routed && settings.mesh.prefixes.is_empty() {
+            return of_mesh(Missing::Prefixes);
+        }
+        if let Err(distrust) = self.trust(identity) {
+            return of_mesh(distrust.into());
+        }
+
+        let members = self.members(settings);
+        let mut records = members.values().flatten();
+        if own.returning && records.any(|record| record.progress.latched) {
+            return Stage::Strict;
+        }
+        let with_record = members.values().flatten().count();
+        let expected = u32::try_from(with_record.saturating_sub(1)).unwrap_or(u32::MAX);
+        let ready = members.iter().filter(|(name, _)| self.is_ready(name));
+        let mut nodes = BTreeMap::new();
+        let mut talking = 0;
+        for (name, record) in ready {
+            talking += u32::from(record.is_some());
+            if let Some(holdup) = holdup(*record, expected) {
+                nodes.insert((*name).to_owned(), holdup);
+            }
+        }
+        if talking < 2 {
+            let mesh = Some(Missing::Peers);
+            return Stage::Staged(Holdups { mesh, nodes });
+        }
+        if nodes.is_empty() {
+            Stage::Strict
+        } else {
+            Stage::Staged(Holdups { mesh: None, nodes })
+        }
+    }
+
+    /// Every node that is no exception, with its record if that is followed.
+    fn members(&self, settings: &Settings) -> BTreeMap<&str, Option<&Record>> {
+        let mut members = BTreeMap::new();
+        for (name, facts) in self.nodes.iter().flatten() {
+            if settings.excepts(name, facts) {
+                continue;
+            }
+            let records = self.records.as_ref();
+            let record = records.and_then(|records| records.get(name)?.as_ref().ok());
+            let record = record
+                .filter(|record| record.node_uid == facts.uid && record.mode == settings.mode);
+            members.insert(name.as_str(), record);
+        }
+        members
+    }
+
+    fn is_ready(&self, name: &str) -> bool {
+        let nodes = self.nodes.as_ref();
+        nodes.is_some_and(|nodes| nodes.get(name).is_some_and(|facts| facts.ready))
+    }
+}
+
+/// What a Ready node lacks, if anything.
+fn holdup(record: Option<&Record>, expected: u32) -> Option<Holdup> {
+    let Some(record) = record else {
+        return Some(Holdup::NoRecord);
+    };
+    let progress = &record.progress;
+    match &progress.unreached {
+        Some(unreached) if !unreached.is_empty() => Some(Holdup::Unreached(unreached.clone())),
+        // It counts others than there are: it has not heard of all of them.
+        Some(_) if progress.peers_expected == expected => None,
+        Some(_) => Some(Holdup::Behind {
+            reported: progress.peers_expected,
+            expected,
+        }),
+        None => Some(Holdup::Behind {
+            reported: 0,
+            expected,
+        }),
+    }
+}
+
+impl Holdups {
+    /// The names of the nodes that hold the cluster up.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.nodes.keys().map(String::as_str)
+    }
+}
+
+impl fmt::Display for Holdups {
+    /// A sentence: what is missing, and the first few nodes.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const NAMED: usize = 5;
+        let mut separator = "";
+        if let Some(missing) = &self.mesh {
+            write!(f, "{missing}")?;
+            separator = "; ";
+        }
+        for (name, holdup) in self.nodes.iter().take(NAMED) {
+            write!(f, "{separator}node {name}: {holdup}")?;
+            separator = "; ";
+        }
+        if let Some(more) = self.nodes.len().checked_sub(NAMED).filter(|more| *more > 0) {
+            write!(f, "; and {more} more")?;
+        }
+        Ok(())
+    }
+}
