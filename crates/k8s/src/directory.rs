@@ -96,50 +96,72 @@ impl View {
     /// The directory that follows from this view, the operator's `settings` and what was `known`
     /// before. Whether it may take anything away is another question: [`View::trust`].
     pub fn directory(&self, settings: &Settings, known: &Known) -> Entries {
-        let none = BTreeMap::new();
-        let records = self.records.as_ref().unwrap_or(&none);
-        let nodes = self.nodes.iter().flatten();
-
-        let mut directory = Directory {
-            mesh: settings.mesh.clone(),
-            nodes: BTreeMap::new(),
-            pairs: BTreeMap::new(),
+        let mut entries = Entries {
+            directory: Directory {
+                mesh: settings.mesh.clone(),
+                nodes: BTreeMap::new(),
+                pairs: BTreeMap::new(),
+            },
+            uids: BTreeMap::new(),
+            findings: Vec::new(),
         };
-        let mut uids = BTreeMap::new();
-        let mut findings = Vec::new();
-        for (name, facts) in nodes {
-            let mut found = |issue| {
-                findings.push(Finding {
-                    node: name.clone(),
-                    issue,
-                });
-            };
-            let name: NodeName = match name.parse() {
-                Ok(name) => name,
-                Err(error) => {
-                    found(Issue::Name(error));
-                    continue;
-                }
-            };
-            let record = records.get(name.as_str());
-            let node = entry(&name, facts, record, settings, known, &mut found);
-            uids.insert(name.clone(), facts.uid.clone());
-            directory.nodes.insert(name, node);
+        let nodes = self.nodes.iter().flat_map(BTreeMap::keys);
+        let records = self.records.iter().flat_map(BTreeMap::keys);
+        let names: BTreeSet<&String> = nodes.chain(records).collect();
+        for name in names {
+            self.enter(name, settings, known, &mut entries);
         }
-        for name in records.keys() {
-            if !self.nodes.iter().any(|nodes| nodes.contains_key(name)) {
-                findings.push(Finding {
-                    node: name.clone(),
-                    issue: Issue::NoNode,
-                });
+        entries
+    }
+
+    /// Enters what there is of the node of this name, after all that was entered before.
+    fn enter(&self, name: &str, settings: &Settings, known: &Known, entries: &mut Entries) {
+        let facts = self.nodes.as_ref().and_then(|nodes| nodes.get(name));
+        let record = self.records.as_ref().and_then(|records| records.get(name));
+        let findings = &mut entries.findings;
+        let mut found = |issue| {
+            findings.push(Finding {
+                node: name.to_owned(),
+                issue,
+            });
+        };
+        let Some(facts) = facts else {
+            if record.is_some() {
+                found(Issue::NoNode);
             }
+            return;
+        };
+        let name: NodeName = match name.parse() {
+            Ok(name) => name,
+            Err(error) => return found(Issue::Name(error)),
+        };
+        let node = entry(&name, facts, record, settings, known, &mut found);
+        entries.uids.insert(name.clone(), facts.uid.clone());
+        entries.directory.nodes.insert(name, node);
+    }
+}
+
+impl Entries {
+    /// Brings these, which are of the same `settings` and of an earlier state of `view`, to what
+    /// [`View::directory`] gives now, where only the nodes of these names have changed since, in the
+    /// view or in what is `known`. The others are not looked at.
+    pub fn update<'a>(
+        &mut self,
+        view: &View,
+        settings: &Settings,
+        known: &Known,
+        names: impl IntoIterator<Item = &'a String>,
+    ) {
+        for name in names {
+            self.findings.retain(|finding| finding.node != *name);
+            if let Ok(name) = name.parse::<NodeName>() {
+                self.uids.remove(&name);
+                self.directory.nodes.remove(&name);
+            }
+            view.enter(name, settings, known, self);
         }
-        findings.sort_by(|a, b| a.node.cmp(&b.node));
-        Entries {
-            directory,
-            uids,
-            findings,
-        }
+        // Stable: the findings of one node stay in their order.
+        self.findings.sort_by(|a, b| a.node.cmp(&b.node));
     }
 }
 

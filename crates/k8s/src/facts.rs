@@ -74,6 +74,9 @@ pub struct Progress {
 /// Why a [`MeshNode`] is no record.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
+    /// It is of a version that this program does not know, or of none.
+    #[error("its spec is not one that this version can read")]
+    Unreadable,
     /// It does not say that it is of the node that owns it.
     #[error("its nodeUID {uid} is not that of an owner of kind Node and of its own name")]
     Owner {
@@ -134,7 +137,7 @@ impl Record {
     /// Schema and admission policy refuse what is refused here; a cluster whose definition is older
     /// than this program, or which lost its policy, must do no harm either.
     pub fn of(object: &MeshNodeObject) -> Result<Self, RecordError> {
-        let spec = &object.spec;
+        let spec = object.spec.as_ref().ok_or(RecordError::Unreadable)?;
         let metadata = &object.metadata;
         if !is_owned(&metadata.owner_references, &metadata.name, &spec.node_uid) {
             return Err(RecordError::Owner {

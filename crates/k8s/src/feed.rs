@@ -80,6 +80,8 @@ pub(crate) struct Store {
     pub(crate) slices: Option<BTreeMap<String, BTreeSet<IpAddr>>>,
     /// This node's own record, whole.
     pub(crate) own: Option<MeshNodeObject>,
+    /// Nodes whose Node or record changed since somebody asked.
+    pub(crate) changed_nodes: BTreeSet<String>,
     health: BTreeMap<&'static str, Heard>,
 }
 
@@ -147,6 +149,12 @@ impl Feed {
     /// What the API says now. It does not change while it is held.
     pub fn view(&self) -> Current {
         Current(self.shared.store().view.clone())
+    }
+
+    /// The names of all whose Node or record changed since this was asked last, for
+    /// [`Entries::update`](crate::Entries::update). Ask before looking at the view.
+    pub fn changed_nodes(&mut self) -> BTreeSet<String> {
+        std::mem::take(&mut self.shared.store().changed_nodes)
     }
 
     /// How each resource is followed.

@@ -23,6 +23,7 @@ mod facts;
 mod feed;
 mod known;
 mod objects;
+mod overview;
 mod proposal;
 mod publisher;
 #[expect(
@@ -44,6 +45,7 @@ pub use facts::{NodeFacts, Progress, Record, RecordError};
 pub use feed::{Current, Feed, Health, ResourceHealth};
 pub use known::{Known, KnownNode};
 pub use objects::{MeshNodeObject, NodeObject};
+pub use overview::{NodeOverview, Overview, RecordOverview, RequestError};
 pub use proposal::{Proposal, configured};
 pub use publisher::{Event, Foreign, Holds, PublishReport, Publisher, Severity, Stated};
 pub use resources::{

@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 
 use crate::resources::{MeshNodeSpec, MeshNodeStatus, MeshSpec};
 
@@ -66,8 +67,10 @@ pub(crate) struct NodeCondition {
 #[derive(Debug, Clone, Deserialize)]
 pub struct MeshNodeObject {
     pub(crate) metadata: Metadata,
-    pub(crate) spec: MeshNodeSpec,
-    #[serde(default)]
+    /// `None` where it is not that of this version: one node's record keeps nobody from reading others'.
+    #[serde(default, deserialize_with = "lenient")]
+    pub(crate) spec: Option<MeshNodeSpec>,
+    #[serde(default, deserialize_with = "lenient")]
     pub(crate) status: Option<MeshNodeStatus>,
 }
 
@@ -95,6 +98,11 @@ pub(crate) struct EndpointSliceObject {
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct SliceEndpoint {
     pub(crate) addresses: Vec<String>,
+}
+
+fn lenient<'de, D: Deserializer<'de>, T: DeserializeOwned>(from: D) -> Result<Option<T>, D::Error> {
+    let value = serde_json::Value::deserialize(from)?;
+    Ok(serde_json::from_value(value).ok())
 }
 
 /// A page of a list.

@@ -152,3 +152,122 @@ fn common(prefixes: &[IpNet]) -> Option<IpNet> {
         IpNet::V6(_) => Some(Ipv6Net::default().into()),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::Settings;
+
+    #[test]
+    fn nodes_with_prefixes_side_by_side_propose_the_one_around_them_of_each_family() {
+        let nodes = nodes(&[
+            (&["10.244.0.0/24", "fd00:10:244::/64"], "192.0.2.1"),
+            (&["10.244.1.0/24", "fd00:10:244:1::/64"], "192.0.2.2"),
+            (&["10.244.5.0/24", "fd00:10:244:5::/64"], "2001:db8::1"),
+        ]);
+        let proposal = Proposal::of(&nodes, false);
+        assert_eq!(texts(&proposal), ["10.244.0.0/21", "fd00:10:244::/61"]);
+        assert_eq!(proposal.mode, Mode::Route);
+    }
+
+    #[test]
+    fn no_proposal_covers_the_address_of_a_node() {
+        let nodes = nodes(&[
+            (&["10.0.1.0/24"], "10.0.128.1"),
+            (&["10.0.2.0/24"], "10.0.128.2"),
+            (&["10.0.192.0/24"], "10.0.128.3"),
+        ]);
+        // 10.0.0.0/16 has the nodes in it, and so has its upper half.
+        assert_eq!(
+            texts(&Proposal::of(&nodes, false)),
+            ["10.0.0.0/22", "10.0.192.0/24"]
+        );
+    }
+
+    #[test]
+    fn prefixes_far_apart_do_not_propose_the_whole_internet() {
+        let nodes = nodes(&[
+            (&["10.0.0.0/24"], "192.0.2.1"),
+            (&["192.168.0.0/24"], "192.0.2.2"),
+        ]);
+        assert_eq!(
+            texts(&Proposal::of(&nodes, false)),
+            ["10.0.0.0/24", "192.168.0.0/24"]
+        );
+    }
+
+    #[test]
+    fn a_cluster_that_gives_its_nodes_no_prefixes_is_proposed_the_overlay() {
+        let none = Proposal::of(&nodes(&[(&[], "192.0.2.1")]), false);
+        assert_eq!(none.mode, Mode::Overlay);
+        assert_eq!(none.to_string(), "mode: Overlay");
+        let one = Proposal::of(&nodes(&[(&["10.0.0.0/24"], "192.0.2.1")]), true);
+        assert_eq!(one.mode, Mode::Overlay);
+    }
+
+    #[test]
+    fn the_condition_says_what_to_set_and_why() {
+        let proposal = Proposal::of(&nodes(&[(&["10.244.0.0/24"], "192.0.2.1")]), false);
+        let of = |mesh: Option<&MeshSpec>| {
+            let settings = mesh.map(|mesh| Settings::of(mesh, 1420, proposal.mode));
+            let settings =
+                settings.unwrap_or_else(|| Settings::of(&MeshSpec::default(), 1420, Mode::Route));
+            configured(mesh, settings.as_ref(), &proposal)
+        };
+        let mut mesh = MeshSpec::default();
+        let stated = of(None);
+        assert_eq!(
+            (stated.holds, stated.reason.as_str()),
+            (Holds::False, "NoMesh")
+        );
+        let stated = of(Some(&mesh));
+        assert_eq!(
+            (stated.holds, stated.reason.as_str()),
+            (Holds::False, "NoPodPrefixes")
+        );
+        assert!(
+            stated.message.contains("podPrefixes: [10.244.0.0/24]"),
+            "{}",
+            stated.message
+        );
+        mesh.pod_prefixes = vec!["10.244.0.0/16".to_owned()];
+        assert_eq!(of(Some(&mesh)).reason, "ModeDetected");
+        mesh.mode = Some(Mode::Route);
+        assert_eq!(of(Some(&mesh)).holds, Holds::True);
+        mesh.pod_prefixes = vec!["10.244.0.0".to_owned()];
+        let stated = of(Some(&mesh));
+        assert_eq!(
+            (stated.holds, stated.reason.as_str()),
+            (Holds::False, "Unusable")
+        );
+        assert!(
+            stated.message.contains("spec.podPrefixes"),
+            "{}",
+            stated.message
+        );
+    }
+
+    fn nodes(nodes: &[(&[&str], &str)]) -> BTreeMap<String, NodeFacts> {
+        let facts = nodes
+            .iter()
+            .enumerate()
+            .map(|(number, (prefixes, address))| {
+                let prefixes = prefixes.iter().map(|text| text.parse().expect("a prefix"));
+                let facts = NodeFacts {
+                    pod_cidrs: prefixes.collect(),
+                    addresses: vec![address.parse().expect("an address")],
+                    ..NodeFacts::default()
+                };
+                (format!("n{number}"), facts)
+            });
+        facts.collect()
+    }
+
+    fn texts(proposal: &Proposal) -> Vec<String> {
+        proposal
+            .pod_prefixes
+            .iter()
+            .map(ToString::to_string)
+            .collect()
+    }
+}

@@ -231,7 +231,7 @@ async fn publish(client: Client, shared: Arc<Shared>, mine: Arc<Mine>, hold: Dur
                 backoff.reset();
                 let mut report = mine.report();
                 report.error = None;
-                report.epoch = Some(object.spec.epoch);
+                report.epoch = object.spec.as_ref().map(|spec| spec.epoch);
                 report.writes += 1;
                 acknowledged = Some(Acknowledged { object, own_change });
                 continue;

@@ -290,7 +290,7 @@ pub struct MeshNodeSpec {
     /// is none, the addresses of the Node object are tried.
     #[serde(default)]
     #[schemars(length(max = 8), inner(length(max = 45)))]
-    #[x_kube(merge_strategy = ListMerge::Set)]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
     #[x_kube(validation = Rule::new("self.all(a, isIP(a))").message("each is an IP address"))]
     pub endpoints: Vec<String>,
 
@@ -333,7 +333,7 @@ pub struct MeshNodeStatus {
     /// The cluster turns strict when no Ready node has any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 8), inner(length(max = 253)))]
-    #[x_kube(merge_strategy = ListMerge::Set)]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub unreached: Option<Vec<String>>,
 
     /// What is enforced on this node now. `Staged` becomes `Strict` when the cluster turns strict.

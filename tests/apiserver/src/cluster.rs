@@ -11,7 +11,7 @@ use kube::{Api, Client, ResourceExt as _};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 use tokio::time;
-use warren_k8s::MeshNode;
+use warren_k8s::{Access, MeshNode};
 
 use crate::{Server, crds, manifests};
 
@@ -26,7 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A server with everything of `deploy/kubernetes` in it.
 #[derive(Clone)]
 pub struct Cluster {
-    server: Arc<Server>,
+    /// The server itself.
+    pub server: Arc<Server>,
     /// A client that may do everything.
     pub admin: Client,
 }
@@ -40,6 +41,8 @@ pub struct Daemon {
     pub uid: String,
     /// Acts with the token.
     pub client: Client,
+    /// The token of its pod.
+    pub token: String,
 }
 
 impl Cluster {
@@ -162,10 +165,12 @@ impl Cluster {
             name: Some(pod.name_any()),
             uid: pod.uid(),
         }));
+        let token = token.await;
         Daemon {
             node: node.to_owned(),
             uid: uid.expect("it has one"),
-            client: self.server.client(&token.await),
+            client: self.server.client(&token),
+            token,
         }
     }
 
@@ -191,6 +196,11 @@ impl Cluster {
 }
 
 impl Daemon {
+    /// How this daemon reaches `cluster`, with a token in a file of its own.
+    pub fn access(&self, cluster: &Cluster) -> Access {
+        Access::Kubeconfig(cluster.server.kubeconfig(&self.node, &self.token))
+    }
+
     /// The record that this daemon may write.
     pub fn record(&self) -> Value {
         self.record_of(&self.node, &self.uid)

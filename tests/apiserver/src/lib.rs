@@ -6,6 +6,7 @@
 //! [`Cluster`] makes `Node` and `Pod` objects, and gets the tokens that a kubelet would fetch.
 
 mod cluster;
+mod follow;
 mod manifests;
 mod programs;
 mod server;
@@ -13,5 +14,6 @@ mod server;
 pub use cluster::{
     ACCOUNT, Cluster, Daemon, NAMESPACE, eventually, is_denied, is_forbidden, object,
 };
+pub use follow::{feed, synced, until};
 pub use manifests::{crds, deploy, manifests};
 pub use server::{Options, Server};

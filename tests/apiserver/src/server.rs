@@ -1,15 +1,17 @@
 //! The API server with its etcd, as child processes.
 
 use std::fs;
+use std::io::Write as _;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use kube::{Client, Config};
 use rcgen::{CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use serde_json::json;
 use tokio::sync::OnceCell;
 use tokio::time;
 
@@ -29,17 +31,34 @@ const LOOK: Duration = Duration::from_millis(20);
 pub struct Options {
     /// The version whose APIs and features to show, as 1.33; the program's own where it is `None`.
     pub emulated_version: Option<&'static str>,
+    /// Features to switch on or off, as `WatchList=false`.
+    pub feature_gates: Option<&'static str>,
 }
 
 /// An API server that is ready, and its etcd. Both end with this, and with the test's process.
 #[derive(Debug)]
 pub struct Server {
+    options: Options,
     address: Ipv4Addr,
-    port: u16,
+    ports: Ports,
+    folder: PathBuf,
     /// The certificate of the one who signed the server's, in DER.
     root: Vec<u8>,
-    _etcd: Supervised,
+    running: Mutex<Option<Running>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Ports {
+    etcd: u16,
+    etcd_peers: u16,
+    apiserver: u16,
+}
+
+/// The processes. The API server ends before its etcd.
+#[derive(Debug)]
+struct Running {
     apiserver: Supervised,
+    etcd: Supervised,
 }
 
 impl Server {
@@ -55,38 +74,87 @@ impl Server {
         static STARTED: AtomicU16 = AtomicU16::new(0);
         let serial = STARTED.fetch_add(1, Ordering::Relaxed);
         let address = own_address();
-        // The ports are fixed: nobody else is on this address, so that none can be taken meanwhile.
-        let ports = [2379, 2380, 6443].map(|port| port + 10 * serial);
-        let [etcd_port, etcd_peers_port, port] = ports;
         let folder = folder(serial);
         let root = credentials(&folder, address);
+        // The ports are fixed: nobody else is on this address, so that none can be taken meanwhile.
+        let [etcd, etcd_peers, apiserver] = [2379, 2380, 6443].map(|port| port + 10 * serial);
+        let server = Self {
+            options,
+            address,
+            ports: Ports {
+                etcd,
+                etcd_peers,
+                apiserver,
+            },
+            folder,
+            root,
+            running: Mutex::new(None),
+        };
+        server.resume().await;
+        server
+    }
 
-        let etcd_url = format!("http://{address}:{etcd_port}");
-        let peers_url = format!("http://{address}:{etcd_peers_port}");
+    /// Kills the server and its etcd. Their data and ports stay.
+    pub fn halt(&self) {
+        let running = self.running().take();
+        if let Some(Running { apiserver, etcd }) = running {
+            apiserver.kill();
+            etcd.kill();
+        }
+    }
+
+    /// Starts them again after [`Server::halt`], and waits until they are ready.
+    pub async fn resume(&self) {
+        let etcd = Supervised::spawn("etcd", &self.etcd(), &self.folder);
+        let apiserver = Supervised::spawn("kube-apiserver", &self.apiserver(), &self.folder);
+        *self.running() = Some(Running { apiserver, etcd });
+        if time::timeout(PATIENCE, self.ready()).await.is_err() {
+            panic!("not ready in {PATIENCE:?}:\n{}", self.log());
+        }
+    }
+
+    /// Takes all data away from a server that is halted: what starts next is another cluster.
+    pub fn wipe(&self) {
+        assert!(self.running().is_none(), "it is halted first");
+        fs::remove_dir_all(self.folder.join("etcd")).expect("it is ours");
+    }
+
+    fn etcd(&self) -> Command {
+        let url = format!("http://{}:{}", self.address, self.ports.etcd);
+        let peers_url = format!("http://{}:{}", self.address, self.ports.etcd_peers);
         let mut etcd = Command::new(&programs().etcd);
         etcd.arg("--data-dir")
-            .arg(folder.join("etcd"))
+            .arg(self.folder.join("etcd"))
             // The data is thrown away.
             .arg("--unsafe-no-fsync")
             .args(["--log-level", "warn"])
-            .args(["--listen-client-urls", &etcd_url])
-            .args(["--advertise-client-urls", &etcd_url])
+            .args(["--listen-client-urls", &url])
+            .args(["--advertise-client-urls", &url])
             .args(["--listen-peer-urls", &peers_url])
             .args(["--initial-advertise-peer-urls", &peers_url])
             .args(["--initial-cluster", &format!("default={peers_url}")]);
-        let etcd = Supervised::spawn("etcd", &etcd, &folder);
+        etcd
+    }
 
+    fn apiserver(&self) -> Command {
+        let Self {
+            address,
+            ports,
+            folder,
+            ..
+        } = self;
         let file = |flag: &str, name: &str| format!("--{flag}={}", folder.join(name).display());
         let mut apiserver = Command::new(&programs().apiserver);
         apiserver
-            .arg(format!("--etcd-servers={etcd_url}"))
+            .arg(format!("--etcd-servers=http://{address}:{}", ports.etcd))
             .arg(format!("--bind-address={address}"))
-            .arg(format!("--secure-port={port}"))
+            .arg(format!("--secure-port={}", ports.apiserver))
             // A machine without a default route has no address that could be found.
             .arg(format!("--advertise-address={address}"))
             .arg("--endpoint-reconciler-type=none")
             .arg("--service-cluster-ip-range=10.96.0.0/16")
             .arg("--authorization-mode=Node,RBAC")
+            .arg("--allow-privileged=true")
             .arg("--enable-admission-plugins=NodeRestriction")
             .arg("--service-account-issuer=https://kubernetes.default.svc")
             .arg(file("service-account-key-file", "accounts.pub"))
@@ -94,22 +162,13 @@ impl Server {
             .arg(file("tls-cert-file", "server.crt"))
             .arg(file("tls-private-key-file", "server.key"))
             .arg(file("token-auth-file", "tokens.csv"));
-        if let Some(version) = options.emulated_version {
+        if let Some(version) = self.options.emulated_version {
             apiserver.arg(format!("--emulated-version={version}"));
         }
-        let apiserver = Supervised::spawn("kube-apiserver", &apiserver, &folder);
-
-        let mut server = Self {
-            address,
-            port,
-            root,
-            _etcd: etcd,
-            apiserver,
-        };
-        if time::timeout(PATIENCE, server.ready()).await.is_err() {
-            panic!("not ready in {PATIENCE:?}:\n{}", server.apiserver.log());
+        if let Some(gates) = self.options.feature_gates {
+            apiserver.arg(format!("--feature-gates={gates}"));
         }
-        server
+        apiserver
     }
 
     /// A client that may do everything.
@@ -119,20 +178,73 @@ impl Server {
 
     /// A client with a token. It belongs to the runtime of the test that asks for it.
     pub fn client(&self, token: &str) -> Client {
-        let url = format!("https://{}:{}", self.address, self.port);
-        let mut config = Config::new(url.parse().expect("a URL"));
+        let mut config = Config::new(self.url().parse().expect("a URL"));
         config.root_cert = Some(vec![self.root.clone()]);
         config.auth_info.token = Some(token.to_owned().into());
         Client::try_from(config).expect("the configuration is sound")
     }
 
-    async fn ready(&mut self) {
+    /// The kubeconfig of whoever has `token`, which is in a file beside it, as a kubelet puts it into a
+    /// pod: [`Server::renew`] replaces it. `name` is for the two files.
+    pub fn kubeconfig(&self, name: &str, token: &str) -> PathBuf {
+        self.renew(name, token);
+        let path = self.folder.join(format!("{name}.kubeconfig"));
+        let kubeconfig = json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "it",
+            "contexts": [{"name": "it", "context": {"cluster": "it", "user": "it"}}],
+            "clusters": [{
+                "name": "it",
+                "cluster": {"server": self.url(), "certificate-authority": self.folder.join("root.crt")},
+            }],
+            "users": [{"name": "it", "user": {"tokenFile": self.token(name)}}],
+        });
+        fs::write(&path, kubeconfig.to_string()).expect("it is ours");
+        path
+    }
+
+    /// The kubeconfig of the administrator.
+    pub fn admin_kubeconfig(&self) -> PathBuf {
+        self.kubeconfig("admin", ADMIN)
+    }
+
+    /// Replaces the token of a [`Server::kubeconfig`].
+    pub fn renew(&self, name: &str, token: &str) {
+        fs::write(self.token(name), token).expect("it is ours");
+    }
+
+    fn token(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}.token"))
+    }
+
+    fn url(&self) -> String {
+        format!("https://{}:{}", self.address, self.ports.apiserver)
+    }
+
+    fn running(&self) -> MutexGuard<'_, Option<Running>> {
+        self.running.lock().expect("nobody panicked")
+    }
+
+    fn log(&self) -> String {
+        let running = self.running();
+        running
+            .as_ref()
+            .map(|running| running.apiserver.log())
+            .unwrap_or_default()
+    }
+
+    async fn ready(&self) {
         let client = self.admin();
         let mut look = time::interval(LOOK);
         loop {
             look.tick().await;
-            if let Some(end) = self.apiserver.end() {
-                panic!("{end}:\n{}", self.apiserver.log());
+            let end = self
+                .running()
+                .as_mut()
+                .and_then(|running| running.apiserver.end());
+            if let Some(end) = end {
+                panic!("{end}:\n{}", self.log());
             }
             let request = http::Request::get("/readyz").body(Vec::new());
             let request = request.expect("a request");
@@ -183,6 +295,7 @@ fn credentials(folder: &Path, address: Ipv4Addr) -> Vec<u8> {
     write("accounts.key", &accounts.serialize_pem());
     write("accounts.pub", &accounts.public_key_pem());
 
+    write("root.crt", &root.pem());
     write(
         "tokens.csv",
         &format!("{ADMIN},admin,admin,system:masters\n"),
@@ -205,18 +318,19 @@ folder=$1; shift
 exec 3<&0
 "$@" 3<&- </dev/null &
 child=$!
-{ read -r _ <&3; kill -KILL $child; } &
+{ read -r word <&3; [ "$word" != keep ] || touch "$folder/kept"; kill -KILL $child; } &
 guard=$!
 wait $child
 code=$?
 kill $guard
 # What is there when all is well; when it is not, the logs are wanted.
-[ $code -ne 137 ] || rm -rf "$folder"
+[ $code -ne 137 ] || [ -e "$folder/kept" ] || rm -rf "$folder"
 exit $code
 "#;
 
 impl Supervised {
     fn spawn(name: &'static str, command: &Command, folder: &Path) -> Self {
+        let _ = fs::remove_file(folder.join("kept"));
         let log = folder.join(format!("{name}.log"));
         let file = fs::File::create(&log).expect("it is ours");
         let shell = Command::new("sh")
@@ -230,6 +344,13 @@ impl Supervised {
             .spawn()
             .expect("there is a shell");
         Self { name, shell, log }
+    }
+
+    /// Ends it, and keeps the folder.
+    fn kill(mut self) {
+        if let Some(pipe) = &mut self.shell.stdin {
+            pipe.write_all(b"keep\n").expect("the guard reads it");
+        }
     }
 
     /// That it has ended, if it has.

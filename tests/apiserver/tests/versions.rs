@@ -23,7 +23,11 @@ async fn definitions_and_rights_hold_on_1_35() {
 
 async fn holds_on(version: &'static str) {
     let emulated_version = Some(version);
-    let server = Server::start(Options { emulated_version }).await;
+    let server = Server::start(Options {
+        emulated_version,
+        ..Options::default()
+    })
+    .await;
     let cluster = Cluster::bare(Arc::new(server));
     let request = http::Request::get("/version").body(Vec::new());
     let said: Value =

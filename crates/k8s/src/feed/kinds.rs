@@ -48,8 +48,8 @@ pub(super) trait Kind: Debug + Send + Sync + 'static {
         false
     }
 
-    /// What follows from what is there, once it changed.
-    fn settle(_store: &mut Store) {}
+    /// What follows once these have changed.
+    fn settle(store: &mut Store, names: impl Iterator<Item = String>);
 }
 
 #[derive(Debug)]
@@ -79,6 +79,10 @@ impl Kind for Nodes {
 
     fn seen(_: &mut Store, node: &NodeName, name: &str, _: Option<NodeObject>) -> bool {
         name == node.as_str()
+    }
+
+    fn settle(store: &mut Store, names: impl Iterator<Item = String>) {
+        store.changed_nodes.extend(names);
     }
 }
 
@@ -119,6 +123,10 @@ impl Kind for Records {
         }
         own
     }
+
+    fn settle(store: &mut Store, names: impl Iterator<Item = String>) {
+        store.changed_nodes.extend(names);
+    }
 }
 
 #[derive(Debug)]
@@ -146,7 +154,7 @@ impl Kind for Meshes {
         &mut store.meshes
     }
 
-    fn settle(store: &mut Store) {
+    fn settle(store: &mut Store, _: impl Iterator<Item = String>) {
         let mesh = store.meshes.as_ref();
         let mesh = mesh.map(|meshes| meshes.get(MESH).cloned());
         Arc::make_mut(&mut store.view).mesh = mesh;
@@ -185,7 +193,7 @@ impl Kind for ApiServers {
         &mut store.slices
     }
 
-    fn settle(store: &mut Store) {
+    fn settle(store: &mut Store, _: impl Iterator<Item = String>) {
         let slices = store.slices.as_ref();
         let servers = slices.map(|slices| slices.values().flatten().copied().collect());
         Arc::make_mut(&mut store.view).api_servers = servers;

@@ -238,8 +238,10 @@ impl<K: Kind> Follower<K> {
         let mut store = self.shared.store();
         let changed = K::items(&store) != Some(&items);
         if changed {
-            *K::slot(&mut store) = Some(items);
-            K::settle(&mut store);
+            let before = K::slot(&mut store).replace(items);
+            let after = K::items(&store).into_iter().flatten();
+            let names = differing(&before.unwrap_or_default(), after);
+            K::settle(&mut store, names.into_iter());
         }
         let own = K::seen(&mut store, node, node.as_str(), own);
         drop(store);
@@ -282,7 +284,7 @@ impl<K: Kind> Follower<K> {
         if changed {
             let slot: &mut Option<BTreeMap<String, K::Item>> = K::slot(&mut store);
             slot.get_or_insert_default().insert(name.clone(), item);
-            K::settle(&mut store);
+            K::settle(&mut store, std::iter::once(name.clone()));
         }
         let own = K::seen(&mut store, &self.shared.node, &name, Some(object));
         drop(store);
@@ -302,7 +304,7 @@ impl<K: Kind> Follower<K> {
         if changed {
             let slot: &mut Option<BTreeMap<String, K::Item>> = K::slot(&mut store);
             slot.get_or_insert_default().remove(&name);
-            K::settle(&mut store);
+            K::settle(&mut store, std::iter::once(name.clone()));
         }
         let own = K::seen(&mut store, &self.shared.node, &name, None);
         drop(store);
@@ -345,6 +347,22 @@ impl<K: Kind> Arriving<K> {
             .take()
             .filter(|own| K::metadata(own).name != K::metadata(object).name);
     }
+}
+
+/// The names of what differs between two states.
+fn differing<'a, T: PartialEq + 'a>(
+    before: &BTreeMap<String, T>,
+    after: impl Iterator<Item = (&'a String, &'a T)>,
+) -> Vec<String> {
+    let mut gone: BTreeMap<&String, &T> = before.iter().collect();
+    let mut names = Vec::new();
+    for (name, item) in after {
+        if gone.remove(name) != Some(item) {
+            names.push(name.clone());
+        }
+    }
+    names.extend(gone.into_keys().cloned());
+    names
 }
 
 fn watch_uri<K: Kind>(from: &str) -> String {

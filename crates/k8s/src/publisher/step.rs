@@ -11,7 +11,7 @@ use warren_mesh::NodeName;
 use super::{Holds, Wanted, bytes, record};
 use crate::facts::is_owned;
 use crate::objects::MeshNodeObject;
-use crate::resources::{MeshNodeSpec, MeshNodeStatus};
+use crate::resources::{ConditionType, MeshNodeSpec, MeshNodeStatus};
 
 /// Between two writes of the spec at first. It doubles while something else keeps changing it back.
 const SPEC: Duration = Duration::from_secs(1);
@@ -124,8 +124,10 @@ pub(super) fn step(
 
     let there = record.as_ref().filter(|record| is_own(record, wanted));
     let Some(there) = there else {
-        let new_epoch =
-            (record.as_ref()).is_none_or(|record| record.spec.epoch != wanted.spec.epoch);
+        let epoch = record
+            .as_ref()
+            .and_then(|record| Some(record.spec.as_ref()?.epoch));
+        let new_epoch = epoch.is_some_and(|epoch| epoch != wanted.spec.epoch);
         let epoch_from = pace.spec_at.filter(|_| new_epoch).map(|at| at + EPOCH);
         let from = epoch_from.map_or(pace.spec_from, |from| from.max(pace.spec_from));
         return if now < from {
@@ -137,7 +139,7 @@ pub(super) fn step(
 
     let before = there.status.as_ref();
     let status = status(wanted, before, wall);
-    if before == Some(&status) {
+    if before.is_some_and(|before| ordered(before) == ordered(&status)) {
         return Step::Nothing;
     }
     let pause = match before {
@@ -172,7 +174,8 @@ fn status_object(name: &str, status: &MeshNodeStatus) -> Vec<u8> {
 /// Whether all of a record but its status is as wanted.
 fn is_own(record: &MeshNodeObject, wanted: &Wanted) -> bool {
     let metadata = &record.metadata;
-    record.spec == wanted.spec && is_owned(&metadata.owner_references, &metadata.name, &wanted.uid)
+    record.spec.as_ref() == Some(&wanted.spec)
+        && is_owned(&metadata.owner_references, &metadata.name, &wanted.uid)
 }
 
 /// The status that is wanted. A condition's time is that of its last change, and stays without one.
@@ -210,23 +213,304 @@ fn status(wanted: &Wanted, before: Option<&MeshNodeStatus>, now: Timestamp) -> M
     }
 }
 
-/// Whether nothing differs but numbers and words.
+/// A status in one order, and without what others have put into it: the server keeps conditions as a
+/// map, in an order of its own.
+fn ordered(status: &MeshNodeStatus) -> MeshNodeStatus {
+    let mut status = status.clone();
+    let ours = ConditionType::ALL.map(|kind| kind.to_string());
+    (status.conditions).retain(|condition| ours.contains(&condition.type_));
+    (status.conditions).sort_by(|a, b| a.type_.cmp(&b.type_));
+    status
+}
+
+/// Whether nothing differs but numbers, names and sentences.
 fn counts_on(before: &MeshNodeStatus, after: &MeshNodeStatus) -> bool {
-    let conditions = |status: &MeshNodeStatus| -> Vec<(String, String, String)> {
-        let conditions = status.conditions.iter();
-        conditions
-            .map(|condition| {
-                let Condition {
-                    type_,
-                    status,
-                    reason,
-                    ..
-                } = condition.clone();
-                (type_, status, reason)
-            })
-            .collect()
+    let told = |status: &MeshNodeStatus| {
+        let conditions = ordered(status).conditions.into_iter();
+        let conditions: Vec<_> = conditions
+            .map(|condition| (condition.type_, condition.status, condition.reason))
+            .collect();
+        (status.enforcement, status.latched, conditions)
     };
-    before.enforcement == after.enforcement
-        && before.latched == after.latched
-        && conditions(before) == conditions(after)
+    told(before) == told(after)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde_json::Value;
+
+    use super::*;
+    use crate::facts::Progress;
+    use crate::publisher::Stated;
+    use crate::resources::{Enforcement, Mode};
+
+    const NONE: Duration = Duration::ZERO;
+
+    #[test]
+    fn nothing_is_written_before_it_is_known_what_is_there() {
+        let world = World::new();
+        for seen in [
+            Seen {
+                node: None,
+                ..world.seen()
+            },
+            Seen {
+                record: None,
+                ..world.seen()
+            },
+        ] {
+            assert_eq!(world.step(&seen), Step::Nothing);
+        }
+        assert!(matches!(world.step(&world.seen()), Step::Spec(_)));
+    }
+
+    #[test]
+    fn nothing_is_written_for_a_node_that_is_not_this_one() {
+        let world = World::new();
+        let step = world.step(&Seen {
+            node: Some(Some("uid-2".to_owned())),
+            ..world.seen()
+        });
+        assert!(
+            matches!(&step, Step::Stopped(why) if why.contains("made anew")),
+            "{step:?}"
+        );
+        let step = world.step(&Seen {
+            node: Some(None),
+            ..world.seen()
+        });
+        assert!(
+            matches!(&step, Step::Stopped(why) if why.contains("no Node a")),
+            "{step:?}"
+        );
+    }
+
+    #[test]
+    fn the_record_is_made_then_its_status_and_then_nothing_more() {
+        let mut world = World::new();
+        assert_eq!(world.run(Duration::from_secs(600)), 2);
+        let record = world.record.clone().expect("it was made");
+        assert_eq!(record.spec, Some(world.wanted.spec.clone()));
+        assert!(record.status.is_some());
+        assert_eq!(world.run(Duration::from_secs(3600)), 0);
+    }
+
+    #[test]
+    fn a_record_of_another_owner_or_with_anything_changed_is_written_again() {
+        for change in [
+            (|record| record.metadata.owner_references.clear()) as fn(&mut MeshNodeObject),
+            |record| record.metadata.owner_references[0].uid = "uid-0".to_owned(),
+            |record| record.spec = None,
+            |record| {
+                if let Some(spec) = &mut record.spec {
+                    spec.port = 1;
+                }
+            },
+        ] {
+            let mut world = World::new();
+            world.run(Duration::from_secs(60));
+            change(world.record.as_mut().expect("it was made"));
+            assert_eq!(world.run(Duration::from_secs(60)), 1);
+            assert_eq!(world.run(Duration::from_secs(60)), 0);
+        }
+    }
+
+    #[test]
+    fn who_keeps_changing_the_record_back_is_answered_ever_more_rarely() {
+        let mut world = World::new();
+        let mut writes = 0;
+        for _ in 0..3600 {
+            writes += world.run(Duration::from_secs(1));
+            if let Some(spec) = world
+                .record
+                .as_mut()
+                .and_then(|record| record.spec.as_mut())
+            {
+                spec.port = 1;
+            }
+        }
+        // Once a minute in the end.
+        assert!((60..90).contains(&writes), "{writes}");
+    }
+
+    #[test]
+    fn an_epoch_is_written_ten_seconds_after_the_last_one_at_the_earliest() {
+        let mut world = World::new();
+        world.run(Duration::from_secs(1));
+        world.wanted.spec.epoch += 1;
+        assert_eq!(world.run(Duration::from_secs(8)), 0);
+        assert_eq!(world.run(Duration::from_secs(3)), 1);
+    }
+
+    #[test]
+    fn a_start_holds_its_first_record_back() {
+        let mut world = World::new();
+        world.pace = Pace::new(world.now, Duration::from_secs(7));
+        assert_eq!(world.run(Duration::from_secs(6)), 0);
+        assert_eq!(world.run(Duration::from_secs(2)), 2);
+    }
+
+    #[test]
+    fn what_only_counts_on_is_written_the_less_often_the_more_nodes_read_it() {
+        for (nodes, most) in [(3, 361), (5000, 15)] {
+            let mut world = World::new();
+            world.nodes = nodes;
+            world.run(Duration::from_secs(60));
+            let mut writes = 0;
+            for _ in 0..3600 {
+                world.wanted.progress.peers_ready += 1;
+                writes += world.run(Duration::from_secs(1));
+            }
+            assert!(
+                (most - 2..=most).contains(&writes),
+                "{nodes} nodes: {writes}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_people_should_know_is_written_at_once() {
+        for change in [
+            (|wanted| wanted.progress.latched = true) as fn(&mut Wanted),
+            |wanted| wanted.progress.enforcement = Some(Enforcement::Strict),
+            |wanted| {
+                for stated in wanted.conditions.values_mut() {
+                    stated.holds = Holds::True;
+                }
+            },
+            |wanted| {
+                for stated in wanted.conditions.values_mut() {
+                    stated.reason = "Other".to_owned();
+                }
+            },
+        ] {
+            let mut world = World::new();
+            world.nodes = 5000;
+            world.run(Duration::from_secs(60));
+            change(&mut world.wanted);
+            assert_eq!(world.run(NONE), 1);
+        }
+    }
+
+    #[test]
+    fn a_condition_has_the_time_of_its_last_change_and_no_other() {
+        let mut world = World::new();
+        let time = |world: &World| {
+            let status = world
+                .record
+                .as_ref()
+                .and_then(|record| record.status.clone());
+            status.expect("a status").conditions[0]
+                .last_transition_time
+                .0
+        };
+        world.run(Duration::from_secs(60));
+        let first = time(&world);
+        let stated = |world: &mut World, holds, message: &str| {
+            let stated = world.wanted.conditions.get_mut(&ConditionType::Ready);
+            let stated = stated.expect("it is stated");
+            stated.holds = holds;
+            stated.message = message.to_owned();
+        };
+        stated(&mut world, Holds::False, "less");
+        assert_eq!(world.run(Duration::from_secs(60)), 1);
+        assert_eq!(time(&world), first);
+        stated(&mut world, Holds::True, "all");
+        assert_eq!(world.run(Duration::from_secs(60)), 1);
+        assert!(time(&world) > first);
+    }
+
+    /// A server that takes what is written, and time that passes when told.
+    struct World {
+        wanted: Wanted,
+        record: Option<MeshNodeObject>,
+        nodes: usize,
+        pace: Pace,
+        start: Instant,
+        now: Instant,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let now = Instant::now();
+            let ready = Stated {
+                holds: Holds::False,
+                reason: "NotYet".to_owned(),
+                message: "0 of 2".to_owned(),
+            };
+            Self {
+                wanted: Wanted {
+                    uid: "uid-1".to_owned(),
+                    spec: MeshNodeSpec {
+                        node_uid: "uid-1".to_owned(),
+                        public_key: "key".to_owned(),
+                        endpoints: Vec::new(),
+                        port: 51820,
+                        mode: Mode::Route,
+                        mtu: 1420,
+                        epoch: 1,
+                        version: "0.1.0".to_owned(),
+                    },
+                    progress: Progress::default(),
+                    conditions: BTreeMap::from([(ConditionType::Ready, ready)]),
+                },
+                record: None,
+                nodes: 3,
+                pace: Pace::new(now, NONE),
+                start: now,
+                now,
+            }
+        }
+
+        fn seen(&self) -> Seen {
+            Seen {
+                node: Some(Some("uid-1".to_owned())),
+                nodes: self.nodes,
+                record: Some(self.record.clone()),
+            }
+        }
+
+        fn step(&self, seen: &Seen) -> Step {
+            let wall = 1_800_000_000 + (self.now - self.start).as_secs();
+            let wall = Timestamp::from_second(wall.try_into().expect("not long")).expect("a time");
+            let name = "a".parse().expect("a name");
+            step(&self.wanted, &name, seen, &self.pace, self.now, wall)
+        }
+
+        /// Lets time pass; how much was written.
+        fn run(&mut self, time: Duration) -> usize {
+            let end = self.now + time;
+            let mut writes = 0;
+            loop {
+                match self.step(&self.seen()) {
+                    Step::Wait(until) if until <= end => self.now = until,
+                    Step::Wait(_) | Step::Nothing => {
+                        self.now = end;
+                        return writes;
+                    }
+                    Step::Spec(object) => {
+                        self.pace.spec_written(self.now);
+                        let object: Value = serde_json::from_slice(&object).expect("JSON");
+                        let status = self.record.take().and_then(|record| record.status);
+                        let mut record: MeshNodeObject =
+                            serde_json::from_value(object).expect("a record");
+                        record.status = status;
+                        self.record = Some(record);
+                        writes += 1;
+                    }
+                    Step::Status(object) => {
+                        self.pace.status_written(self.now);
+                        let object: Value = serde_json::from_slice(&object).expect("JSON");
+                        let status = serde_json::from_value(object["status"].clone());
+                        let record = self.record.as_mut().expect("its spec was written first");
+                        record.status = Some(status.expect("a status"));
+                        writes += 1;
+                    }
+                    Step::Stopped(why) => panic!("{why}"),
+                }
+            }
+        }
+    }
 }
