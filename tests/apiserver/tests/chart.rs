@@ -1,0 +1,383 @@
+//! The Helm chart: what it renders is what the plain manifests say, the API server takes it, and values
+//! that cannot work are refused with a sentence.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+
+use kube::ResourceExt as _;
+use kube::api::DynamicObject;
+use serde_json::{Value, json};
+use warren_tests_apiserver::{Cluster, NAMESPACE, crds, deploy, manifests, object};
+
+/// Values that people set, each with all else as it is.
+const SETS: &[&[&str]] = &[
+    &[],
+    &["mesh.create=false", "uninstall.clean=false"],
+    &[
+        "mesh.spec.enforcement=Strict",
+        "mesh.spec.podPrefixes={10.244.0.0/16,fd00:10:244::/48}",
+        "mesh.spec.mode=Overlay",
+        "mesh.spec.port=51821",
+        "mesh.spec.mtu=1340",
+        "mesh.spec.exceptions.nodes={nas}",
+    ],
+    &[
+        "http.address=[$(HOST_IP)]:9587",
+        "workers=4",
+        "log=info\\,warren_engine=debug",
+        "api.host=192.0.2.1",
+        "api.port=6443",
+        "state.hostPath=/srv/warren",
+        "hostUnit.enabled=true",
+        "security.sysNice=true",
+        "security.seLinuxType=spc_t",
+        "maxUnavailable=10%",
+        "image.repository=mirror/warren",
+        "image.tag=0.1.0-1",
+        "imagePullSecrets[0].name=pull",
+        "nodeSelector.pool=edge",
+        "podLabels.team=net",
+        "podAnnotations.a=b",
+    ],
+    &["security.privileged=true", "http.address=[::1]:9586"],
+];
+
+#[test]
+fn the_chart_has_nothing_to_complain_of() {
+    let output = helm(&["lint", "--strict", "."]);
+    assert!(output.status.success(), "{}", said(&output));
+}
+
+#[tokio::test]
+async fn the_api_server_takes_what_the_chart_renders() {
+    let cluster = Cluster::shared().await;
+    for namespace in [NAMESPACE, "elsewhere"] {
+        let made =
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}});
+        cluster.apply(&object(made)).await.expect("a namespace");
+        for set in SETS {
+            for object in rendered(namespace, set) {
+                let kind = object.types.as_ref().expect("a kind").kind.clone();
+                let taken = cluster.apply_dry(&object).await;
+                assert!(taken.is_ok(), "{set:?}: {kind}: {taken:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_api_server_takes_the_pod_of_the_daemon() {
+    let cluster = Cluster::shared().await;
+    for set in SETS {
+        let template = &daemon_set(set)["spec"]["template"];
+        let mut pod = json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "of-the-daemon-set", "namespace": NAMESPACE},
+        });
+        pod["spec"] = template["spec"].clone();
+        let taken = cluster.apply_dry(&object(pod)).await;
+        assert!(taken.is_ok(), "{set:?}: {taken:?}");
+    }
+}
+
+#[test]
+fn the_daemon_has_one_capability_and_no_more_of_the_host_than_it_needs() {
+    let pod = &daemon_set(&[])["spec"]["template"]["spec"];
+    assert_eq!(pod["hostNetwork"], true);
+    assert_eq!(pod["dnsPolicy"], "Default");
+    assert_eq!(pod["priorityClassName"], "system-node-critical");
+    assert_eq!(pod["automountServiceAccountToken"], false);
+    assert_eq!(pod["tolerations"], json!([{"operator": "Exists"}]));
+    assert_eq!(
+        pod["securityContext"],
+        json!({"seccompProfile": {"type": "RuntimeDefault"}})
+    );
+    for absent in ["hostPID", "hostIPC", "initContainers"] {
+        assert!(pod.get(absent).is_none(), "{absent}");
+    }
+
+    let containers = pod["containers"].as_array().expect("containers");
+    let [container] = &containers[..] else {
+        panic!("{containers:?}");
+    };
+    assert!(container.get("ports").is_none(), "hostNetwork takes each");
+    assert_eq!(
+        container["securityContext"],
+        json!({
+            "runAsUser": 0,
+            "runAsGroup": 0,
+            "runAsNonRoot": false,
+            "readOnlyRootFilesystem": true,
+            "privileged": false,
+            "allowPrivilegeEscalation": false,
+            "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN"]},
+        })
+    );
+    assert!(container["resources"]["requests"]["cpu"].is_string());
+    assert!(container["resources"]["limits"]["memory"].is_string());
+    for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
+        let get = &container[probe]["httpGet"];
+        assert_eq!(get["host"], "127.0.0.1", "{probe}");
+        assert_eq!(get["port"], 9586, "{probe}");
+    }
+
+    let volumes = pod["volumes"].as_array().expect("volumes");
+    let host: Vec<(&str, &str)> = (volumes.iter())
+        .filter_map(|volume| {
+            let of_host = volume.get("hostPath")?;
+            Some((of_host["path"].as_str()?, of_host["type"].as_str()?))
+        })
+        .collect();
+    assert_eq!(
+        host,
+        [
+            ("/dev/net/tun", "CharDevice"),
+            ("/var/lib/warren", "DirectoryOrCreate"),
+            ("/run/warren", "DirectoryOrCreate"),
+            ("/etc/machine-id", "File"),
+        ]
+    );
+    let mounts = container["volumeMounts"].as_array().expect("mounts");
+    for mount in mounts {
+        let read_only = mount["readOnly"] == true;
+        let name = mount["name"].as_str().expect("a name");
+        assert_eq!(read_only, ["machine-id", "token"].contains(&name), "{name}");
+    }
+    let token = (volumes.iter())
+        .find(|volume| volume["name"] == "token")
+        .expect("a token");
+    assert_eq!(
+        token["projected"]["sources"][0]["serviceAccountToken"],
+        json!({"path": "token", "expirationSeconds": 3600})
+    );
+}
+
+#[test]
+fn what_is_optional_is_asked_for() {
+    let container = |set: &[&str]| {
+        let pod = daemon_set(set)["spec"]["template"]["spec"].clone();
+        (pod["containers"][0].clone(), pod)
+    };
+    let (nice, _) = container(&["security.sysNice=true"]);
+    assert_eq!(
+        nice["securityContext"]["capabilities"]["add"],
+        json!(["NET_ADMIN", "SYS_NICE"])
+    );
+    let (_, typed) = container(&["security.seLinuxType=spc_t"]);
+    assert_eq!(typed["securityContext"]["seLinuxOptions"]["type"], "spc_t");
+    let (privileged, _) = container(&["security.privileged=true"]);
+    assert_eq!(privileged["securityContext"]["privileged"], true);
+    assert!(privileged["securityContext"].get("capabilities").is_none());
+    // A Prometheus server reaches the address of the node, and so does the kubelet.
+    let (reachable, _) = container(&["http.address=$(HOST_IP):9600"]);
+    let probe = &reachable["readinessProbe"]["httpGet"];
+    assert!(probe.get("host").is_none(), "{probe}");
+    assert_eq!(probe["port"], 9600);
+    let (unit, _) = container(&["hostUnit.enabled=true"]);
+    let mounts = unit["volumeMounts"].as_array().expect("mounts").clone();
+    let units = json!({"name": "units", "mountPath": "/etc/systemd/system", "readOnly": true});
+    assert!(mounts.contains(&units), "{mounts:?}");
+}
+
+#[test]
+fn plain_manifests_and_chart_say_the_same() {
+    let output = Command::new(chart().join("plain"))
+        .output()
+        .expect("a script");
+    let made = String::from_utf8(output.stdout).expect("text");
+    let file = deploy().join("daemonset.yaml");
+    let written = std::fs::read_to_string(&file).expect("it is in the checkout");
+    assert!(
+        made == written,
+        "{} is stale: deploy/chart/plain > deploy/kubernetes/daemonset.yaml",
+        file.display()
+    );
+
+    let kept = |objects: Vec<DynamicObject>| {
+        let mut kept: Vec<String> = (objects.iter())
+            .filter(|object| {
+                let kind = &object.types.as_ref().expect("a kind").kind;
+                // The namespace is the release's, and the mesh the operator's.
+                !["Namespace", "Mesh"].contains(&kind.as_str()) && !is_hook(object)
+            })
+            .map(|object| serde_json::to_string(object).expect("plain data"))
+            .collect();
+        kept.sort();
+        kept
+    };
+    assert_eq!(kept(rendered(NAMESPACE, &[])), kept(manifests()));
+    let definitions = helm(&["show", "crds", "."]);
+    let mut definitions = objects(&definitions.stdout);
+    definitions.sort_by_key(|it| it.name_any());
+    assert_eq!(definitions, crds());
+}
+
+#[test]
+fn in_another_namespace_nothing_speaks_of_the_usual_one() {
+    let output = template("elsewhere", &[], &["--include-crds"]);
+    let text = String::from_utf8(output.stdout).expect("text");
+    assert!(text.contains("system:serviceaccount:elsewhere:warrend"));
+    assert!(!text.contains(NAMESPACE), "{NAMESPACE} is in it");
+}
+
+#[test]
+fn the_hook_before_deletion_may_write_the_mesh_and_nothing_else() {
+    let hooks: Vec<DynamicObject> = (rendered(NAMESPACE, &[]).into_iter())
+        .filter(is_hook)
+        .collect();
+    let mut kinds: Vec<&str> = (hooks.iter())
+        .map(|hook| hook.types.as_ref().expect("a kind").kind.as_str())
+        .collect();
+    kinds.sort_unstable();
+    let expected = ["ClusterRole", "ClusterRoleBinding", "Job", "ServiceAccount"];
+    assert_eq!(kinds, expected);
+    let role = (hooks.iter())
+        .find(|hook| {
+            hook.types
+                .as_ref()
+                .is_some_and(|it| it.kind == "ClusterRole")
+        })
+        .expect("a role");
+    let rules = role.data["rules"].as_array().expect("rules");
+    let reads = json!(["get", "list", "watch"]);
+    let writing: Vec<&Value> = (rules.iter())
+        .filter(|rule| rule["verbs"] != reads && rule["verbs"] != json!(["get"]))
+        .collect();
+    assert_eq!(
+        writing,
+        [&json!({
+            "apiGroups": ["mesh.warren.dev"],
+            "resources": ["meshes"],
+            "resourceNames": ["default"],
+            "verbs": ["patch"],
+        })]
+    );
+}
+
+#[test]
+fn a_server_that_does_not_tell_nodes_apart_is_refused_unless_that_is_accepted() {
+    let old = ["--kube-version", "1.29.3"];
+    let refused = template(NAMESPACE, &[], &old);
+    assert!(!refused.status.success());
+    let sentence = said(&refused);
+    assert!(
+        sentence.contains("Kubernetes v1.29.3 does not tell"),
+        "{sentence}"
+    );
+    assert!(sentence.contains("acceptSharedIdentity=true"), "{sentence}");
+
+    let accepted = template(NAMESPACE, &["acceptSharedIdentity=true"], &old);
+    assert!(accepted.status.success(), "{}", said(&accepted));
+    let text = String::from_utf8(accepted.stdout).expect("text");
+    assert!(
+        !text.contains("ValidatingAdmissionPolicy"),
+        "it is not served"
+    );
+    // Vendors add to the version.
+    let vendor = template(NAMESPACE, &[], &["--kube-version", "v1.30.0-eks-1"]);
+    assert!(vendor.status.success(), "{}", said(&vendor));
+}
+
+#[test]
+fn values_that_cannot_work_are_refused_by_name() {
+    for (set, name) in [
+        ("imag.tag=1", "imag"),
+        ("image.repository=", "repository"),
+        ("image.repository=a b", "repository"),
+        ("image.digest=sha256:12", "digest"),
+        ("image.pullPolicy=Sometimes", "pullPolicy"),
+        ("mesh.spec.enforcement=Lax", "enforcement"),
+        ("mesh.spec.enforcement=Strict", "podPrefixes"),
+        ("mesh.spec.podPrefixes={all}", "podPrefixes"),
+        ("mesh.spec.mtu=500", "mtu"),
+        ("http.address=0.0.0.0:9586", "address"),
+        ("http.address=127.0.0.1", "address"),
+        ("workers=0", "workers"),
+        ("log=a b", "log"),
+        ("api.port=https", "port"),
+        ("state.hostPath=/", "hostPath"),
+        ("state.hostPath=var", "hostPath"),
+        ("state.hostPath=/var/../etc", "hostPath"),
+        ("security.seLinuxType=a:b", "seLinuxType"),
+        ("security.sysNice=perhaps", "sysNice"),
+        ("maxUnavailable=0", "maxUnavailable"),
+        ("uninstall.timeoutSeconds=1", "timeoutSeconds"),
+        ("nodeSelector.a=1", "nodeSelector"),
+    ] {
+        let refused = template(NAMESPACE, &[set], &[]);
+        let sentence = said(&refused);
+        assert!(!refused.status.success(), "{set} is taken");
+        assert!(
+            sentence.contains("don't meet the specifications of the schema")
+                && sentence.contains(name),
+            "{set}: {sentence}"
+        );
+    }
+}
+
+fn chart() -> PathBuf {
+    deploy().join("../chart")
+}
+
+fn is_hook(object: &DynamicObject) -> bool {
+    object.annotations().contains_key("helm.sh/hook")
+}
+
+fn daemon_set(set: &[&str]) -> Value {
+    let objects = rendered(NAMESPACE, set);
+    let found = (objects.iter()).find(|object| {
+        object
+            .types
+            .as_ref()
+            .is_some_and(|it| it.kind == "DaemonSet")
+    });
+    serde_json::to_value(found.expect("a DaemonSet")).expect("plain data")
+}
+
+/// What `helm install` would create with these values.
+fn rendered(namespace: &str, set: &[&str]) -> Vec<DynamicObject> {
+    let output = template(namespace, set, &[]);
+    assert!(output.status.success(), "{set:?}: {}", said(&output));
+    objects(&output.stdout)
+}
+
+fn template(namespace: &str, set: &[&str], more: &[&str]) -> Output {
+    let mut arguments = vec!["template", "warren", ".", "--namespace", namespace];
+    for value in set {
+        arguments.extend(["--set", value]);
+    }
+    arguments.extend(more);
+    helm(&arguments)
+}
+
+fn objects(text: &[u8]) -> Vec<DynamicObject> {
+    let text = std::str::from_utf8(text).expect("text");
+    let documents: Vec<Option<DynamicObject>> =
+        serde_saphyr::from_multiple(text).expect("it is YAML");
+    documents.into_iter().flatten().collect()
+}
+
+fn helm(arguments: &[&str]) -> Output {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    let program = PROGRAM.get_or_init(|| {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("helm/build.sh");
+        let output = Command::new(script)
+            .stderr(Stdio::inherit())
+            .output()
+            .expect("the script is there");
+        assert!(output.status.success(), "there is no Helm");
+        let text = String::from_utf8(output.stdout).expect("a path is text");
+        text.trim_end().into()
+    });
+    Command::new(program)
+        .current_dir(chart())
+        .args(arguments)
+        .output()
+        .expect("Helm")
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
