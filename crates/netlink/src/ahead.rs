@@ -14,12 +14,12 @@
 //! - its table has no route for the mesh. The tables `main` and `default` are not looked into, nor is one
 //!   that is very long: they change all the time, and a default route is in there soon enough.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use ipnet::IpNet;
 use libc::{RTN_BLACKHOLE, RTN_PROHIBIT, RTN_THROW, RTN_UNREACHABLE};
-use warren_config::HostConfig;
+use warren_config::{HostConfig, Steering};
 
 use crate::fence;
 use crate::observe::Observed;
@@ -30,7 +30,6 @@ use crate::wire::{self, read_u32};
 const DEFAULT_TABLE: u32 = 253;
 
 const FR_ACT_GOTO: u8 = 2;
-const FR_ACT_NOP: u8 = 3;
 const FR_ACT_UNREACHABLE: u8 = 7;
 const FR_ACT_PROHIBIT: u8 = 8;
 const FRA_IIFNAME: u16 = 3;
@@ -57,6 +56,10 @@ pub struct AnyRule {
     pub from_interface: Option<String>,
     /// Packets of sockets that are tied to the interface of this name.
     pub by_interface: Option<String>,
+    /// Packets of this IP protocol.
+    pub ip_protocol: Option<u8>,
+    /// Packets to a port from the first to the second.
+    pub ports: Option<(u16, u16)>,
     /// Whether it selects by anything else.
     pub is_narrower: bool,
     /// What is done with the packets.
@@ -126,6 +129,13 @@ fn ahead_in(observed: &Observed, config: &HostConfig, family: Family) -> Vec<Ahe
     let mut open: BTreeSet<IpNet> = (mesh.map(IpNet::trunc))
         .filter(|prefix| Family::of(prefix) == family)
         .collect();
+    // An overlay has one of each for each of its ports.
+    let ports = match &config.steering {
+        Steering::Prefixes => 1,
+        Steering::Overlay { ports } => ports.len(),
+    };
+    let mut lookups = 0;
+    let mut blackholes: BTreeMap<IpNet, usize> = BTreeMap::new();
     let mut is_marked = false;
     let mut found = Vec::new();
     let rules = observed.order.iter();
@@ -135,9 +145,19 @@ fn ahead_in(observed: &Observed, config: &HostConfig, family: Family) -> Vec<Ahe
         }
         if let Some(rule) = rule.ours.filter(|rule| ours.contains(rule)) {
             // The lookup takes all that has not the mark, the blackholes what they name.
-            is_marked |= rule.unmarked.is_some();
-            if rule.priority == config.rule_priority + 1 {
-                open.retain(|prefix| Some(*prefix) != rule.to);
+            if rule.priority == config.rule_priority {
+                lookups += 1;
+                is_marked |= lookups == ports;
+            }
+            let everything = || open.iter().find(|prefix| prefix.prefix_len() == 0);
+            if rule.priority == config.rule_priority + 1
+                && let Some(prefix) = rule.to.or_else(|| everything().copied())
+            {
+                let passed = blackholes.entry(prefix).or_default();
+                *passed += 1;
+                if *passed == ports {
+                    open.remove(&prefix);
+                }
             }
         } else if rule.may_take(observed, config, &open, is_marked) {
             found.push(Ahead {
@@ -163,6 +183,8 @@ impl AnyRule {
             marked: None,
             from_interface: None,
             by_interface: None,
+            ip_protocol: None,
+            ports: None,
             is_narrower: from_length != 0 || tos != 0,
             deed: Deed::Unknown(action),
             ours: Rule::parse(payload),
@@ -186,6 +208,8 @@ impl AnyRule {
                 route::FRA_SUPPRESS_PREFIXLEN => {
                     suppress = read_u32(value).filter(|length| *length != route::UNSUPPRESSED);
                 }
+                route::FRA_IP_PROTO => rule.ip_protocol = value.first().copied(),
+                route::FRA_DPORT_RANGE => rule.ports = route::read_ports(value),
                 FRA_L3MDEV => of_vrf = value.first() == Some(&1),
                 // No selectors.
                 route::FRA_SUPPRESS_IFGROUP | route::FRA_PROTOCOL | FRA_FLOW | FRA_PAD => {}
@@ -200,9 +224,10 @@ impl AnyRule {
             (route::FR_ACT_TO_TBL, _) if of_vrf => Deed::LookupOfVrf,
             (route::FR_ACT_TO_TBL, _) => Deed::Lookup { table, suppress },
             (FR_ACT_GOTO, Some(next)) => Deed::GoTo(next),
-            (FR_ACT_NOP | route::FR_ACT_BLACKHOLE | FR_ACT_UNREACHABLE | FR_ACT_PROHIBIT, _) => {
-                Deed::Harmless
-            }
+            (
+                route::FR_ACT_NOP | route::FR_ACT_BLACKHOLE | FR_ACT_UNREACHABLE | FR_ACT_PROHIBIT,
+                _,
+            ) => Deed::Harmless,
             _ => Deed::Unknown(action),
         };
         Some(rule)
@@ -252,7 +277,7 @@ impl AnyRule {
                 routes.any(|route| {
                     let common = |prefix| overlap(prefix, &route.destination);
                     let mut taken = at_stake.iter().filter_map(common);
-                    taken.any(|prefix| !is_own(config, &prefix))
+                    taken.any(|prefix| !is_own(config, &prefix) && !is_open(config, &prefix))
                 })
             }
         }
@@ -267,7 +292,7 @@ impl AnyRule {
             (Some(to), true) => (!(by_destination_alone && to.contains(prefix))).then_some(*prefix),
         };
         (open.iter().filter_map(of_rule))
-            .filter(|prefix| !is_own(config, prefix))
+            .filter(|prefix| !is_own(config, prefix) && !is_open(config, prefix))
             .collect()
     }
 
@@ -280,16 +305,35 @@ impl AnyRule {
                 !is_marked && self.marked.is_none() || is_marked && has_tunnel_mark.unwrap_or(true);
             return self.to.is_some() || self.selects_by_more() || !matches_all;
         }
+        let is_overlay_s = match &config.steering {
+            Steering::Prefixes => true,
+            Steering::Overlay { ports } => {
+                let (first, last) = self.ports.unwrap_or((0, u16::MAX));
+                self.ip_protocol
+                    .is_none_or(|protocol| protocol == route::UDP)
+                    && ports.range(first..=last.max(first)).next().is_some()
+            }
+        };
         // What the peers send is let out of the tunnel to this node and its own only.
         let is_other = |name: &String| *name != config.interface && observed.link(name).is_some();
-        (!is_marked || has_tunnel_mark.unwrap_or(true))
+        is_overlay_s
+            && (!is_marked || has_tunnel_mark.unwrap_or(true))
             && self.from_interface.as_ref().is_none_or(is_other)
             && self.by_interface.as_ref().is_none_or(is_other)
     }
 
     /// Whether it selects by more than destination and mark.
     fn selects_by_more(&self) -> bool {
-        self.is_narrower || self.from_interface.is_some() || self.by_interface.is_some()
+        let by_port = self.ip_protocol.is_some() || self.ports.is_some();
+        let by_interface = self.from_interface.is_some() || self.by_interface.is_some();
+        self.is_narrower || by_port || by_interface
+    }
+
+    /// Whether this is what [`Rule::try_out`] added, with all of its selectors.
+    pub(crate) fn is_trial_of(&self, rule: &Rule) -> bool {
+        let ports = rule.port.map(|port| (port, port));
+        (self.family, self.priority, self.deed) == (rule.family, rule.priority, Deed::Harmless)
+            && (self.ip_protocol, self.ports) == (Some(route::UDP), ports)
     }
 }
 
@@ -297,6 +341,12 @@ impl AnyRule {
 fn is_own(config: &HostConfig, prefix: &IpNet) -> bool {
     let mut local = config.fence.local.iter();
     local.any(|local| local.trunc().contains(prefix))
+}
+
+/// Whether all of a prefix is carried in the clear anyway.
+fn is_open(config: &HostConfig, prefix: &IpNet) -> bool {
+    let mut open = config.fence.open.iter();
+    open.any(|open| open.trunc().contains(prefix))
 }
 
 /// Whether a route found in another table sends packets somewhere, other than into the tunnel.
@@ -345,6 +395,7 @@ mod tests {
                 mtu: 1500,
                 up: true,
                 kind: None,
+                master: None,
                 reverse_path_filter: None,
                 makes_link_local: None,
             };
@@ -373,6 +424,8 @@ mod tests {
             marked: None,
             from_interface: None,
             by_interface: None,
+            ip_protocol: None,
+            ports: None,
             is_narrower: false,
             deed: Deed::Lookup { table, suppress },
             ours: None,
@@ -528,6 +581,7 @@ mod tests {
             priority: 40,
             to: Some(net("10.0.0.0/8")),
             unmarked: Some(0xca6c),
+            port: None,
             action: lookup,
             protocol: 3,
         };
@@ -552,7 +606,7 @@ mod tests {
         let attrs = [
             wire::text(FRA_IIFNAME, "eth0"),
             wire::u32(route::FRA_FWMASK, 0xff),
-            wire::bytes(22, &[6]),
+            wire::bytes(route::FRA_IP_PROTO, &[6]),
             wire::u32(FRA_GOTO, 1000),
             wire::u32(route::FRA_PRIORITY, 7),
         ];
@@ -561,7 +615,7 @@ mod tests {
         let expected = AnyRule {
             marked: Some((0, 0xff)),
             from_interface: Some("eth0".to_owned()),
-            is_narrower: true,
+            ip_protocol: Some(6),
             deed: Deed::GoTo(1000),
             ..theirs(7, 0)
         };

@@ -6,7 +6,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
-use warren_config::HostConfig;
+use warren_config::{HostConfig, Steering};
 
 use crate::observe::Surroundings;
 
@@ -81,6 +81,9 @@ pub enum Conflict {
     /// Mark 0 is every packet's, so no packet would go into the tunnel.
     #[error("fwmark 0 is the mark of every packet: nothing would be routed into the tunnel")]
     NoMark,
+    /// There is nothing to tell an overlay's packets by.
+    #[error("there is no port of an overlay: nothing would be routed into the tunnel")]
+    NoPort,
     /// The kernel has no such names.
     #[error("{0:?} is not the name of an interface")]
     Interface(String),
@@ -98,14 +101,24 @@ pub enum Conflict {
 pub fn faults(config: &HostConfig) -> Vec<Conflict> {
     let mut found = identity_faults(config);
     let fence = &config.fence;
-    for prefix in fence.mesh.iter().chain(&fence.local).chain(&config.routes) {
+    // Of an overlay everything is fenced, wherever it goes.
+    let is_overlay = config.steering != Steering::Prefixes;
+    let mesh = fence.mesh.iter().filter(|_| !is_overlay);
+    for prefix in mesh
+        .chain(&fence.local)
+        .chain(&fence.open)
+        .chain(&config.routes)
+    {
         if prefix.prefix_len() == 0 {
             found.push(Conflict::Everything(*prefix));
         } else {
             found.extend(reserved(prefix));
         }
     }
-    let unfenced = |route: &&IpNet| !fence.mesh.iter().any(|mesh| mesh.contains(*route));
+    // A permissive mesh fences nothing.
+    let is_fenced = fence.inward || !fence.mesh.is_empty();
+    let unfenced =
+        |route: &&IpNet| is_fenced && !fence.mesh.iter().any(|mesh| mesh.contains(*route));
     found.extend(
         config
             .routes
@@ -141,6 +154,9 @@ pub(crate) fn identity_faults(config: &HostConfig) -> Vec<Conflict> {
     if config.fwmark == 0 {
         found.push(Conflict::NoMark);
     }
+    if matches!(&config.steering, Steering::Overlay { ports } if ports.is_empty()) {
+        found.push(Conflict::NoPort);
+    }
     let name = &config.interface;
     let bad = |byte: u8| byte == b'/' || byte == b':' || byte <= b' ' || byte >= 0x7f;
     if !(1..=15).contains(&name.len()) || name.bytes().any(bad) || [".", ".."].contains(&&**name) {
@@ -159,6 +175,9 @@ pub fn conflicts(
 ) -> Vec<Conflict> {
     let mut found = faults(config);
     let fence = &config.fence;
+    if config.steering != Steering::Prefixes {
+        return found;
+    }
     let mesh = |address: IpAddr| {
         let covering = fence.mesh.iter().chain(&config.routes);
         covering.copied().find(|prefix| prefix.contains(&address))
@@ -229,6 +248,7 @@ mod tests {
             ]),
             gateways: BTreeSet::from([ip("192.0.2.254")]),
             resolvers: BTreeSet::from([ip("192.0.2.53")]),
+            ..Surroundings::default()
         }
     }
 
@@ -320,6 +340,37 @@ mod tests {
         let mut config = config();
         config.routes.insert(net("203.0.113.0/24"));
         assert_eq!(faults(&config), [Conflict::Unfenced(net("203.0.113.0/24"))]);
+    }
+
+    #[test]
+    fn a_mesh_that_fences_nothing_may_have_routes() {
+        let mut config = config();
+        config.fence.mesh.clear();
+        config.fence.inward = false;
+        assert_eq!(faults(&config), []);
+        config.fence.inward = true;
+        assert_eq!(faults(&config).len(), config.routes.len());
+    }
+
+    #[test]
+    fn an_exception_is_not_everything() {
+        let mut config = config();
+        config.fence.open.insert(net("0.0.0.0/0"));
+        assert_eq!(faults(&config), [Conflict::Everything(net("0.0.0.0/0"))]);
+    }
+
+    #[test]
+    fn an_overlay_is_fenced_wherever_it_goes_and_needs_a_port() {
+        let mut config = config();
+        let ports = [8472].into();
+        config.steering = Steering::Overlay { ports };
+        config.fence.mesh = ["0.0.0.0/0", "::/0"].map(net).into();
+        config.routes = [net("192.0.2.9/32")].into();
+        let found = conflicts(&surroundings(), &config, [endpoint("192.0.2.9:51820")]);
+        assert_eq!(found, []);
+        let ports = [].into();
+        config.steering = Steering::Overlay { ports };
+        assert_eq!(faults(&config), [Conflict::NoPort]);
     }
 
     #[test]

@@ -8,13 +8,13 @@ use std::time::Duration;
 use tokio::time::Instant;
 use warren_config::HostConfig;
 
-use crate::ahead::{Ahead, ahead};
+use crate::ahead::{Ahead, AnyRule, ahead};
 use crate::conflicts::{self, Conflict};
 use crate::connection::KernelError;
 use crate::observe::{Kernel, Nftables, Observed, Surroundings};
 use crate::owned::{self, Claim, Owned, StateError};
 use crate::plan::{self, Change, Occupied, occupied, plan};
-use crate::route;
+use crate::route::{self, Rule};
 use crate::watch::{Pace, Watcher};
 
 /// After so many rounds of planning what still differs waits for the next event.
@@ -53,6 +53,8 @@ pub struct Options {
     pub without_way_back: bool,
     /// No ownership of nftables tables.
     pub without_exclusive: bool,
+    /// No translation of addresses.
+    pub without_masquerade: bool,
 }
 
 /// What came of one [`Host::converge`].
@@ -66,6 +68,8 @@ pub struct Report {
     pub ahead: Vec<Ahead>,
     /// Whether the nftables table stands.
     pub table_stands: bool,
+    /// Whether this host's own packets get the tunnel's address where that was asked for.
+    pub masquerades: bool,
     /// What nftables can do here.
     pub nftables: Nftables,
     /// What was changed.
@@ -150,6 +154,7 @@ impl Host {
         let mut kernel = Kernel::open()?;
         kernel.features.way_back = !options.without_way_back;
         kernel.features.exclusive = !options.without_exclusive;
+        kernel.features.masquerade = !options.without_masquerade;
         if options.without_nftables {
             kernel.netfilter = Err("switched off".to_owned());
         }
@@ -183,7 +188,7 @@ impl Host {
         let mut resolv_conf = fs::read_to_string(RESOLV_CONF).unwrap_or_default();
         resolv_conf.push('\n');
         resolv_conf.push_str(&fs::read_to_string(RESOLVED_CONF).unwrap_or_default());
-        let mut surroundings = self.kernel.surroundings(&config.interface, &resolv_conf)?;
+        let mut surroundings = self.kernel.surroundings(config, &resolv_conf)?;
         surroundings
             .resolvers
             .retain(|resolver| !resolver.is_loopback());
@@ -194,6 +199,7 @@ impl Host {
         surroundings
             .addresses
             .retain(|_, interface| !ours(interface));
+        surroundings.mtus.retain(|interface, _| !ours(interface));
         Ok(surroundings)
     }
 
@@ -272,6 +278,7 @@ impl Host {
             ahead,
             table_stands: !missing.iter().any(is_table)
                 && !matches!(observed.nftables, Nftables::Absent(_)),
+            masquerades: plan::masquerades(&observed, config),
             drops: observed.drops(&claim),
             nftables: observed.nftables,
             changed,
@@ -400,7 +407,9 @@ impl Kernel {
             Change::ReplaceTable(table) => self.transaction(&table.replace()),
             Change::AdoptTable(name) => self.transaction(&crate::nft::adopt(name)),
             Change::RemoveTable(name) => self.transaction(&crate::nft::remove(name)),
-            Change::AddRule(rule) => self.route.request(&rule.add()),
+            Change::AddRule(rule) => self
+                .knows_selectors(rule)
+                .and_then(|()| self.route.request(&rule.add())),
             Change::RemoveRule(rule) => self.route.request(&rule.remove()),
             Change::AddRoute(route) => self.route.request(&route.add()),
             Change::RemoveRoute(route) => self.route.request(&route.remove()),
@@ -418,7 +427,9 @@ impl Kernel {
             Err(error) if done.contains(&error.errno()) => Ok(()),
             Err(error) => {
                 // Flags that the kernel does not know, or an expression: the next round does without.
-                if matches!(change, Change::ReplaceTable(_) | Change::AdoptTable(_)) {
+                if matches!(change, Change::ReplaceTable(table) if table.name.family.is_some()) {
+                    self.features.masquerade = false;
+                } else if matches!(change, Change::ReplaceTable(_) | Change::AdoptTable(_)) {
                     match error.errno() {
                         EOPNOTSUPP | EINVAL if self.features.exclusive => {
                             self.features.exclusive = false;
@@ -430,6 +441,33 @@ impl Kernel {
                 Err(error)
             }
             Ok(()) => Ok(()),
+        }
+    }
+
+    /// That the kernel knows all that a rule selects by. One that does not passes over the rest, and a rule
+    /// for one port would be one for everything.
+    fn knows_selectors(&mut self, rule: &Rule) -> Result<(), KernelError> {
+        if rule.port.is_none() {
+            return Ok(());
+        }
+        let known = match self.ports_in_rules {
+            Some(known) => known,
+            None => {
+                self.route.request(&rule.try_out())?;
+                let rules = self.route.dump(&route::dump_rules(rule.family));
+                self.route.request(&rule.end_of_trial())?;
+                let rules = rules?;
+                let found = rules.iter().filter_map(|raw| AnyRule::parse(raw));
+                let known = found.into_iter().any(|found| found.is_trial_of(rule));
+                *self.ports_in_rules.insert(known)
+            }
+        };
+        match known {
+            true => Ok(()),
+            false => Err(std::io::Error::other(
+                "this kernel's rules know no ports, as Linux has since 4.17; steer by prefixes",
+            )
+            .into()),
         }
     }
 

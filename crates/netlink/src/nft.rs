@@ -18,7 +18,7 @@ use libc::{
 };
 
 use crate::connection::{Connection, KernelError};
-use crate::route::Family;
+use crate::route::{self, Family};
 use crate::wire::{self, Attr, Message, be32, bytes, find, nest, says, text};
 
 /// The one register in use; `NFT_REG_1`, 16 bytes.
@@ -41,10 +41,19 @@ const NFT_SET_ELEM_INTERVAL_END: u32 = 1;
 /// Elements to a message: an attribute holds 64 KiB, and an element takes less than 64 bytes.
 const ELEMENTS: usize = 500;
 
+/// What names a table.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TableName {
+    /// Whose packets it is about; those of both families where there is none (`inet`).
+    pub family: Option<Family>,
+    /// Its name within the family.
+    pub name: String,
+}
+
 /// A table as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Table {
-    pub(crate) name: String,
+    pub(crate) name: TableName,
     pub(crate) comment: &'static str,
     /// Nobody but who made it can change it while that lives, and it stays after (Linux 6.9).
     pub(crate) exclusive: bool,
@@ -72,6 +81,8 @@ pub(crate) struct Chain {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Hook {
+    /// `filter` or `nat`.
+    pub(crate) kind: &'static str,
     pub(crate) number: i32,
     pub(crate) priority: i32,
 }
@@ -102,6 +113,12 @@ pub(crate) enum Match {
     Destination(Family, &'static str, bool),
     /// An answer to it would not leave by the interface that it came by.
     NoWayBack,
+    /// Its source is an address of this host.
+    SourceIsLocal,
+    /// It is UDP to this port.
+    UdpTo(u16),
+    /// It is an ICMP message of this family about a UDP packet to this port, whose beginning it repeats.
+    Quotes(Family, u16),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,12 +127,26 @@ pub(crate) enum Verdict {
     Goto(&'static str),
     /// Counts under this name, then drops.
     Drop(&'static str),
+    /// Gives it the address of the interface that it leaves by.
+    Masquerade,
+}
+
+impl std::fmt::Display for TableName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let family = match self.family {
+            None => "inet",
+            Some(Family::V4) => "ip",
+            Some(Family::V6) => "ip6",
+        };
+        write!(f, "{family} {}", self.name)
+    }
 }
 
 impl Table {
     /// The transaction that puts this table in the place of whatever has its name.
     pub(crate) fn replace(&self) -> Vec<Message> {
-        let name = || text(1, &self.name);
+        let name = || text(1, &self.name.name);
+        let message = |kind, flags, attrs: &[Attr]| message(&self.name, kind, flags, attrs);
         // An existing table is taken away; that there is one to take is made sure before.
         let mut messages = vec![
             message(NFT_MSG_NEWTABLE, NLM_F_CREATE, &[name()]),
@@ -123,11 +154,11 @@ impl Table {
             message(NFT_MSG_NEWTABLE, NLM_F_CREATE, &self.table_attrs()),
         ];
         for counter in &self.counters {
-            let attrs = counter_attrs(&self.name, counter);
+            let attrs = counter_attrs(&self.name.name, counter);
             messages.push(message(NFT_MSG_NEWOBJ, NLM_F_CREATE, &attrs));
         }
         for set in &self.sets {
-            let mut attrs = set.attrs(&self.name);
+            let mut attrs = set.attrs(&self.name.name);
             // NFTA_SET_ID: required, though nothing here refers to it.
             attrs.push(be32(10, 1));
             messages.push(message(NFT_MSG_NEWSET, NLM_F_CREATE, &attrs));
@@ -137,12 +168,12 @@ impl Table {
             }
         }
         for chain in &self.chains {
-            let attrs = chain.attrs(&self.name);
+            let attrs = chain.attrs(&self.name.name);
             messages.push(message(NFT_MSG_NEWCHAIN, NLM_F_CREATE, &attrs));
         }
         for chain in &self.chains {
             for rule in &chain.rules {
-                let attrs = rule.attrs(&self.name, chain.name);
+                let attrs = rule.attrs(&self.name.name, chain.name);
                 messages.push(message(
                     NFT_MSG_NEWRULE,
                     NLM_F_CREATE | NLM_F_APPEND,
@@ -158,7 +189,8 @@ impl Table {
         let rules: usize = self.chains.iter().map(|chain| chain.rules.len()).sum();
         let found_rules: usize = found.rules.values().map(Vec::len).sum();
         // Not the comment, which is kept since Linux 5.10, and not whose it is, which is another question.
-        says(&found.table, &[text(1, &self.name)])
+        let name = &self.name.name;
+        says(&found.table, &[text(1, name)])
             && !found.is_dormant()
             && found.counters.len() == self.counters.len()
             && self
@@ -171,7 +203,7 @@ impl Table {
                     .sets
                     .get(set.name)
                     .is_some_and(|(definition, elements)| {
-                        says(definition, &set.attrs(&self.name)) && *elements == set.elements()
+                        says(definition, &set.attrs(name)) && *elements == set.elements()
                     })
             })
             && found.chains.len() == self.chains.len()
@@ -179,12 +211,12 @@ impl Table {
             && self.chains.iter().all(|chain| {
                 let rules = found.rules.get(chain.name).map_or(&[][..], Vec::as_slice);
                 found.chains.get(chain.name).is_some_and(|definition| {
-                    says(definition, &chain.attrs(&self.name))
+                    says(definition, &chain.attrs(name))
                         && rules.len() == chain.rules.len()
                         && rules
                             .iter()
                             .zip(&chain.rules)
-                            .all(|(found, rule)| says(found, &rule.attrs(&self.name, chain.name)))
+                            .all(|(found, rule)| says(found, &rule.attrs(name, chain.name)))
                 })
             })
     }
@@ -196,19 +228,24 @@ impl Table {
         } else {
             0
         };
-        [text(1, &self.name), be32(NFTA_TABLE_FLAGS, flags), comment]
+        [
+            text(1, &self.name.name),
+            be32(NFTA_TABLE_FLAGS, flags),
+            comment,
+        ]
     }
 }
 
 /// The transaction that makes a table ours that another process of ours has left.
-pub(crate) fn adopt(name: &str) -> Vec<Message> {
+pub(crate) fn adopt(name: &TableName) -> Vec<Message> {
     let flags = be32(NFTA_TABLE_FLAGS, NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST);
-    vec![message(NFT_MSG_NEWTABLE, 0, &[text(1, name), flags])]
+    let attrs = [text(1, &name.name), flags];
+    vec![message(name, NFT_MSG_NEWTABLE, 0, &attrs)]
 }
 
 /// The transaction that removes a table.
-pub(crate) fn remove(name: &str) -> Vec<Message> {
-    vec![message(NFT_MSG_DELTABLE, 0, &[text(1, name)])]
+pub(crate) fn remove(name: &TableName) -> Vec<Message> {
+    vec![message(name, NFT_MSG_DELTABLE, 0, &[text(1, &name.name)])]
 }
 
 fn counter_attrs(table: &str, name: &str) -> Vec<Attr> {
@@ -266,7 +303,7 @@ impl Chain {
             ];
             attrs.push(nest(4, place));
             attrs.push(be32(5, NF_ACCEPT.cast_unsigned()));
-            attrs.push(text(7, "filter"));
+            attrs.push(text(7, hook.kind));
         }
         attrs
     }
@@ -289,6 +326,7 @@ impl Rule {
                 expressions.push(expression("objref", counter));
                 expressions.push(verdict(NF_DROP, None));
             }
+            Verdict::Masquerade => expressions.push(expression("masq", Vec::new())),
         }
         vec![
             text(1, table),
@@ -331,6 +369,35 @@ impl Match {
                 ];
                 vec![expression("fib", attrs), equals(&[0; 4])]
             }
+            // `fib saddr type local`: `RTN_LOCAL` is 2.
+            Self::SourceIsLocal => {
+                let (saddr, address_type) = (1, 3);
+                let attrs = vec![be32(1, REGISTER), be32(2, address_type), be32(3, saddr)];
+                vec![expression("fib", attrs), equals(&2u32.to_ne_bytes())]
+            }
+            // The destination port is behind the source port.
+            Self::UdpTo(port) => vec![
+                meta(16),
+                equals(&[route::UDP]),
+                transport_header(2, 2),
+                equals(&port.to_be_bytes()),
+            ],
+            // Behind eight bytes of ICMP the packet begins, without options or extensions where the kernel
+            // made it.
+            Self::Quotes(family, port) => {
+                let (icmp, length, protocol) = match family {
+                    Family::V4 => (1, 20, 9),
+                    Family::V6 => (58, 40, 6),
+                };
+                vec![
+                    meta(16),
+                    equals(&[icmp]),
+                    transport_header(8 + protocol, 1),
+                    equals(&[route::UDP]),
+                    transport_header(8 + length + 2, 2),
+                    equals(&port.to_be_bytes()),
+                ]
+            }
         }
     }
 }
@@ -349,7 +416,14 @@ fn equals(value: &[u8]) -> Attr {
 }
 
 fn network_header(offset: u32, length: u32) -> Attr {
-    let base = 1;
+    payload(1, offset, length)
+}
+
+fn transport_header(offset: u32, length: u32) -> Attr {
+    payload(2, offset, length)
+}
+
+fn payload(base: u32, offset: u32, length: u32) -> Attr {
     let attrs = vec![
         be32(1, REGISTER),
         be32(2, base),
@@ -390,9 +464,10 @@ fn protocol(family: Family) -> u8 {
     u8::try_from(number).expect("families are numbered below 256")
 }
 
-fn message(kind: i32, flags: i32, attrs: &[Attr]) -> Message {
+fn message(table: &TableName, kind: i32, flags: i32, attrs: &[Attr]) -> Message {
     let kind = u16::try_from(NFNL_SUBSYS_NFTABLES << 8 | kind).expect("types are 16 bits");
-    let family = u8::try_from(NFPROTO_INET).expect("families are numbered below 256");
+    let inet = u8::try_from(NFPROTO_INET).expect("families are numbered below 256");
+    let family = table.family.map_or(inet, protocol);
     // `struct nfgenmsg`: family, version, no resource.
     Message::new(kind, flags, &[family, 0, 0, 0], attrs)
 }
@@ -415,9 +490,11 @@ impl Found {
     /// The table of this name, if there is one.
     pub(crate) fn read(
         connection: &mut Connection,
-        name: &str,
+        table: &TableName,
     ) -> Result<Option<Self>, KernelError> {
-        // A dump of tables has no filter; there are few.
+        let name: &str = &table.name;
+        let message = |kind, flags, attrs: &[Attr]| message(table, kind, flags, attrs);
+        // A dump of tables has no filter but the family; there are few.
         let tables = connection.dump(&message(NFT_MSG_GETTABLE, 0, &[]))?;
         let named =
             |wanted: &str, attrs: &[u8]| find(attrs, 1).and_then(wire::read_text) == Some(wanted);
@@ -490,28 +567,27 @@ impl Found {
     /// What would be found where this table has just been put, by a process that lives.
     #[cfg(test)]
     pub(crate) fn of(table: &Table) -> Self {
+        let name = &table.name.name;
         let body = |message: Message| message.payload()[4..].to_vec();
-        let raw = |attrs: &[Attr]| body(message(NFT_MSG_NEWTABLE, 0, attrs));
+        let raw = |attrs: &[Attr]| body(message(&table.name, NFT_MSG_NEWTABLE, 0, attrs));
         let mut definition = raw(&table.table_attrs());
         if table.exclusive {
             definition.extend(raw(&[be32(NFTA_TABLE_OWNER, 1)]));
         }
         let counters = table.counters.iter().map(|name| ((*name).to_owned(), 0));
-        let sets = table.sets.iter().map(|set| {
-            (
-                set.name.to_owned(),
-                (raw(&set.attrs(&table.name)), set.elements()),
-            )
-        });
+        let sets = table
+            .sets
+            .iter()
+            .map(|set| (set.name.to_owned(), (raw(&set.attrs(name)), set.elements())));
         let chains = table
             .chains
             .iter()
-            .map(|chain| (chain.name.to_owned(), raw(&chain.attrs(&table.name))));
+            .map(|chain| (chain.name.to_owned(), raw(&chain.attrs(name))));
         let rules = table.chains.iter().map(|chain| {
             let rules = chain
                 .rules
                 .iter()
-                .map(|rule| raw(&rule.attrs(&table.name, chain.name)));
+                .map(|rule| raw(&rule.attrs(name, chain.name)));
             (chain.name.to_owned(), rules.collect())
         });
         Self {
@@ -530,7 +606,9 @@ impl Found {
             .and_then(wire::read_text)
             .unwrap_or_default();
         let attrs = [text(1, name), be32(NFTA_TABLE_FLAGS, NFT_TABLE_F_PERSIST)];
-        let table = message(NFT_MSG_NEWTABLE, 0, &attrs).payload()[4..].to_vec();
+        let (family, name) = (None, name.to_owned());
+        let message = message(&TableName { family, name }, NFT_MSG_NEWTABLE, 0, &attrs);
+        let table = message.payload()[4..].to_vec();
         Self {
             table,
             ..self.clone()

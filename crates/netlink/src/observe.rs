@@ -4,9 +4,12 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use warren_config::{HostConfig, Steering};
+
 use crate::ahead::AnyRule;
 use crate::connection::{Connection, KernelError};
-use crate::nft::Found;
+use crate::fence;
+use crate::nft::{Found, TableName};
 use crate::owned::Claim;
 use crate::route::{self, Address, Family, Link, MAIN_TABLE, Route, RouteKind, Rule};
 
@@ -32,6 +35,8 @@ pub struct Observed {
     pub families: BTreeSet<Family>,
     /// The nftables tables that are claimed, by name.
     pub tables: BTreeMap<String, Found>,
+    /// Those of the same names that translate addresses.
+    pub masquerades: BTreeMap<TableName, Found>,
     /// What nftables can do here.
     pub nftables: Nftables,
 }
@@ -52,6 +57,8 @@ pub struct Features {
     pub way_back: bool,
     /// Keeps others from changing the table while the daemon lives (Linux 6.9).
     pub exclusive: bool,
+    /// Translates addresses by whose they are (`nat` chains, `fib` and `masq`).
+    pub masquerade: bool,
 }
 
 impl Default for Nftables {
@@ -69,7 +76,33 @@ pub struct Surroundings {
     pub gateways: BTreeSet<IpAddr>,
     /// Where names are resolved.
     pub resolvers: BTreeSet<IpAddr>,
+    /// MTU in bytes of all interfaces but the tunnel's and the loopback, by name.
+    pub mtus: BTreeMap<String, u32>,
+    /// Of the interfaces that lead to what is behind this node, or that wrap an overlay's packets, the one with
+    /// the largest MTU: what comes from there may be as large.
+    pub behind: Option<String>,
 }
+
+impl Surroundings {
+    /// The MTU in bytes of the interface that has this address, and the interface.
+    pub fn mtu_at(&self, address: IpAddr) -> Option<(&str, u32)> {
+        self.mtu_of(self.addresses.get(&address)?)
+    }
+
+    /// The largest MTU in bytes behind this node, and the interface that has it.
+    pub fn mtu_behind(&self) -> Option<(&str, u32)> {
+        self.mtu_of(self.behind.as_ref()?)
+    }
+
+    fn mtu_of(&self, interface: &str) -> Option<(&str, u32)> {
+        let (interface, mtu) = self.mtus.get_key_value(interface)?;
+        Some((interface, *mtu))
+    }
+}
+
+const LOOPBACK: &str = "lo";
+/// Kinds of interfaces that wrap an overlay's packets.
+const OVERLAYS: [&str; 2] = ["vxlan", "geneve"];
 
 /// What a kernel says that has no nftables, or not the family `inet`.
 const NO_NFTABLES: [i32; 5] = [
@@ -91,6 +124,8 @@ pub(crate) struct Kernel {
     pub(crate) netfilter: Result<Connection, String>,
     /// What no transaction has shown to be missing yet, and no option has switched off.
     pub(crate) features: Features,
+    /// Whether rules know ports, once it was tried.
+    pub(crate) ports_in_rules: Option<bool>,
 }
 
 impl Kernel {
@@ -101,7 +136,9 @@ impl Kernel {
             features: Features {
                 way_back: true,
                 exclusive: true,
+                masquerade: true,
             },
+            ports_in_rules: None,
         })
     }
 
@@ -145,7 +182,7 @@ impl Kernel {
             .filter_map(|rule| rule.ours)
             .collect();
         observed.others = Self::others(&observed, &claims)?;
-        observed.nftables = self.tables(&claims, &mut observed.tables)?;
+        observed.nftables = self.tables(&claims, &mut observed)?;
         Ok(observed)
     }
 
@@ -180,32 +217,39 @@ impl Kernel {
     fn tables(
         &mut self,
         claims: &[&Claim],
-        tables: &mut BTreeMap<String, Found>,
+        observed: &mut Observed,
     ) -> Result<Nftables, KernelError> {
         let netfilter = match &mut self.netfilter {
             Ok(netfilter) => netfilter,
             Err(reason) => return Ok(Nftables::Absent(reason.clone())),
         };
         for claim in claims {
-            let name = claim.nftables();
+            let name = fence::inet_name(&claim.interface);
             match Found::read(netfilter, &name) {
-                Ok(found) => tables.extend(found.map(|found| (name, found))),
+                Ok(found) => (observed.tables).extend(found.map(|found| (name.name, found))),
                 // Anything else passes, and must not be taken for a kernel without nftables.
                 Err(error) if NO_NFTABLES.contains(&error.errno()) => {
                     return Ok(Nftables::Absent(error.to_string()));
                 }
                 Err(error) => return Err(error),
             }
+            for family in &observed.families {
+                let name = fence::masquerade_name(&claim.interface, *family);
+                let found = Found::read(netfilter, &name)?;
+                (observed.masquerades).extend(found.map(|found| (name, found)));
+            }
         }
         Ok(Nftables::Present(self.features))
     }
 
-    /// Looks at what is around the tunnel of this name; `resolv_conf` is the resolver's file.
+    /// Looks at what is around the tunnel that is configured like this; `resolv_conf` is the resolver's
+    /// file.
     pub(crate) fn surroundings(
         &mut self,
-        interface: &str,
+        config: &HostConfig,
         resolv_conf: &str,
     ) -> Result<Surroundings, KernelError> {
+        let interface = config.interface.as_str();
         let observed = self.observe(std::iter::empty())?;
         let mut surroundings = Surroundings {
             resolvers: resolvers(resolv_conf),
@@ -222,8 +266,18 @@ impl Kernel {
                 surroundings.addresses.insert(ip, name.to_owned());
             }
         }
+        let mut ways = BTreeSet::new();
+        let behind = fence::behind(config);
         for family in &observed.families {
             let routes = self.routes(*family, MAIN_TABLE)?;
+            ways.extend(routes.iter().filter_map(|route| match route.kind {
+                RouteKind::Unicast(interface) => {
+                    let mut behind = behind.iter();
+                    let leads = behind.any(|net| net.contains(&route.destination));
+                    leads.then_some(interface)
+                }
+                _ => None,
+            }));
             let unicast = |route: &Route| matches!(route.kind, RouteKind::Unicast(_));
             let default = routes
                 .iter()
@@ -232,6 +286,21 @@ impl Kernel {
                 .gateways
                 .extend(default.filter_map(|route| route.gateway));
         }
+        let others = (observed.links.values())
+            .filter(|link| link.name != interface && link.name != LOOPBACK);
+        let is_behind = |link: &&Link| match config.steering {
+            // A bridge says what its ports were given, and each port what is at its other end.
+            Steering::Prefixes => {
+                ways.contains(&link.index)
+                    || link.master.is_some_and(|bridge| ways.contains(&bridge))
+            }
+            Steering::Overlay { .. } => {
+                (link.kind.as_deref()).is_some_and(|kind| OVERLAYS.contains(&kind))
+            }
+        };
+        let largest = others.clone().filter(is_behind).max_by_key(|link| link.mtu);
+        surroundings.behind = largest.map(|link| link.name.clone());
+        surroundings.mtus = others.map(|link| (link.name.clone(), link.mtu)).collect();
         Ok(surroundings)
     }
 }

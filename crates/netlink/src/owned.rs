@@ -120,6 +120,22 @@ struct FenceFile {
     addresses: BTreeSet<IpAddr>,
     mesh: BTreeSet<IpNet>,
     local: BTreeSet<IpNet>,
+    // Not in the files of older versions, and left out where they say what those did.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    open: BTreeSet<IpNet>,
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    inward: bool,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    overlay_ports: BTreeSet<u16>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_yes(value: &bool) -> bool {
+    *value
 }
 
 /// Writes what the fence needs to know, if it is not there already.
@@ -134,6 +150,12 @@ pub(crate) fn save_fence(directory: &Path, config: &HostConfig) -> Result<(), St
         addresses: config.addresses.clone(),
         mesh: config.fence.mesh.clone(),
         local: config.fence.local.clone(),
+        open: config.fence.open.clone(),
+        inward: config.fence.inward,
+        overlay_ports: match &config.steering {
+            Steering::Prefixes => BTreeSet::new(),
+            Steering::Overlay { ports } => ports.clone(),
+        },
     };
     // One that cannot be read is written anew.
     match read::<FenceFile>(&path) {
@@ -152,14 +174,17 @@ pub(crate) fn load_fence(directory: &Path) -> Result<Option<HostConfig>, StateEr
         table: file.table,
         rule_priority: file.rule_priority,
         fwmark: file.fwmark,
-        steering: Steering::Prefixes,
+        steering: match file.overlay_ports {
+            ports if ports.is_empty() => Steering::Prefixes,
+            ports => Steering::Overlay { ports },
+        },
         routes: BTreeSet::new(),
         masquerade: false,
         fence: Fence {
             mesh: file.mesh,
             local: file.local,
-            open: BTreeSet::new(),
-            inward: true,
+            open: file.open,
+            inward: file.inward,
         },
     }))
 }
@@ -277,6 +302,46 @@ mod tests {
         forget(&directory.0).expect("can be removed");
         assert_eq!(load_fence(&directory.0).expect("no file is fine"), None);
         forget(&directory.0).expect("what is gone is forgotten");
+    }
+
+    #[test]
+    fn what_older_versions_wrote_is_read_and_what_they_can_read_is_written() {
+        let directory = Directory::new("older");
+        let older = r#"{
+            "version": 1, "interface": "warren0", "table": 51820, "rule_priority": 98,
+            "fwmark": 8192, "addresses": ["10.1.0.1"], "mesh": ["10.1.0.0/16"],
+            "local": ["10.1.0.1/32"]
+        }"#;
+        fs::write(directory.0.join(FENCE), older).expect("is writable");
+        let fence = load_fence(&directory.0)
+            .expect("is readable")
+            .expect("was written");
+        assert!(fence.fence.inward);
+        assert_eq!(fence.fence.open, BTreeSet::new());
+        assert_eq!(fence.steering, Steering::Prefixes);
+
+        save_fence(&directory.0, &fence).expect("is writable");
+        let written = fs::read(directory.0.join(FENCE)).expect("was written");
+        let read = |text: &[u8]| serde_json::from_slice::<serde_json::Value>(text).expect("JSON");
+        assert_eq!(read(&written), read(older.as_bytes()));
+    }
+
+    #[test]
+    fn exceptions_stages_and_overlays_are_read_back() {
+        let directory = Directory::new("newer");
+        let ports = [4789, 8472].into();
+        let mut config = config();
+        config.steering = Steering::Overlay { ports };
+        config.fence.inward = false;
+        config.fence.open = [crate::tests::net("10.1.3.0/24")].into();
+        save_fence(&directory.0, &config).expect("is writable");
+        let fence = load_fence(&directory.0)
+            .expect("is readable")
+            .expect("was written");
+        assert_eq!(
+            (fence.fence, fence.steering),
+            (config.fence, config.steering)
+        );
     }
 
     #[test]

@@ -5,12 +5,13 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
-use warren_config::HostConfig;
+use warren_config::{HostConfig, Steering};
 
 use crate::fence::{self, BLACKHOLE_METRIC, COMMENT, ROUTE_METRIC};
-use crate::nft::Table;
+use crate::nft::{Found, Table, TableName};
 use crate::observe::{Nftables, Observed};
 use crate::owned::{Claim, Owned};
 use crate::route::{
@@ -27,9 +28,9 @@ pub enum Change {
     /// Puts the nftables table in the place of whatever has its name, at once.
     ReplaceTable(Box<Table>),
     /// Keeps others from changing the nftables table of this name, which stands.
-    AdoptTable(String),
+    AdoptTable(TableName),
     /// Removes the nftables table of this name.
-    RemoveTable(String),
+    RemoveTable(TableName),
     /// Adds a rule.
     AddRule(Rule),
     /// Removes a rule.
@@ -57,9 +58,9 @@ pub enum Change {
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::ReplaceTable(table) => write!(f, "put table inet {} in place", table.name),
-            Self::AdoptTable(name) => write!(f, "adopt table inet {name}"),
-            Self::RemoveTable(name) => write!(f, "remove table inet {name}"),
+            Self::ReplaceTable(table) => write!(f, "put table {} in place", table.name),
+            Self::AdoptTable(name) => write!(f, "adopt table {name}"),
+            Self::RemoveTable(name) => write!(f, "remove table {name}"),
             Self::AddRule(rule) => write!(f, "add rule {rule}"),
             Self::RemoveRule(rule) => write!(f, "remove rule {rule}"),
             Self::AddRoute(route) => write!(f, "add route {route}"),
@@ -100,6 +101,9 @@ impl fmt::Display for Rule {
         if let Some(to) = self.to {
             write!(f, " to {to}")?;
         }
+        if let Some(port) = self.port {
+            write!(f, " ipproto udp dport {port}")?;
+        }
         match self.action {
             Action::Lookup { table, suppress } => {
                 write!(f, " lookup {table}")?;
@@ -136,8 +140,25 @@ pub fn plan(observed: &Observed, config: &HostConfig, owned: &Owned) -> Vec<Chan
     let mut changes = Vec::new();
     let link = tunnel(observed, &config.interface);
     let wanted = wanted_routes(observed, config, link);
-    // A route of somebody else in our table may lead outside: first of all.
-    changes.extend(wrong_routes(observed, config.table, &wanted).map(Change::RemoveRoute));
+    // A route of somebody else in our table may lead outside: first of all. What closes goes last, when
+    // what takes its place stands; but not what closes everything, which other rules may lead to by now.
+    let (closing, wrong): (Vec<Route>, Vec<Route>) = wrong_routes(observed, config.table, &wanted)
+        .partition(|route| {
+            route.kind == RouteKind::Blackhole && route.destination.prefix_len() > 0
+        });
+    changes.extend(wrong.into_iter().map(Change::RemoveRoute));
+    let current = Claim::of(config);
+    let rules: Vec<Rule> = wanted_rules(observed, config).collect();
+    let claims = owned.claims.iter().chain([&current]);
+    let priorities: BTreeSet<u32> = claims.map(|claim| claim.rule_priority).collect();
+    let is_stale = |rule: &&Rule| {
+        priorities.iter().any(|priority| is_ours(rule, *priority)) && !rules.contains(rule)
+    };
+    // A rule for all packets must not find the end of an overlay's table.
+    let (unselective, stale): (Vec<Rule>, Vec<Rule>) = (observed.rules.iter().copied())
+        .filter(|rule| is_stale(&rule))
+        .partition(|rule| rule.unmarked.is_some() && config.steering != Steering::Prefixes);
+    changes.extend(unselective.into_iter().map(Change::RemoveRule));
     changes.extend(plan_fence(observed, config));
     if let Some(link) = link {
         plan_link(observed, config, link, &mut changes);
@@ -147,22 +168,10 @@ pub fn plan(observed: &Observed, config: &HostConfig, owned: &Owned) -> Vec<Chan
         .filter(|route| route.kind != RouteKind::Blackhole);
     let missing = tunnel_routes.filter(|route| !observed.routes.contains(route));
     changes.extend(missing.copied().map(Change::AddRoute));
+    plan_masquerades(observed, config, &mut changes);
 
-    let current = Claim::of(config);
-    let rules: Vec<Rule> = wanted_rules(observed, config).collect();
-    let claims = owned.claims.iter().chain([&current]);
-    let priorities: BTreeSet<u32> = claims.map(|claim| claim.rule_priority).collect();
-    let stale = |rule: &&Rule| {
-        priorities.iter().any(|priority| is_ours(rule, *priority)) && !rules.contains(rule)
-    };
-    changes.extend(
-        observed
-            .rules
-            .iter()
-            .filter(stale)
-            .copied()
-            .map(Change::RemoveRule),
-    );
+    changes.extend(stale.into_iter().map(Change::RemoveRule));
+    changes.extend(closing.into_iter().map(Change::RemoveRoute));
     for claim in &owned.claims {
         if claim.table != current.table {
             let routes = observed
@@ -173,10 +182,47 @@ pub fn plan(observed: &Observed, config: &HostConfig, owned: &Owned) -> Vec<Chan
         }
         if claim.interface != current.interface {
             changes.extend(link_removal(observed, claim));
-            changes.extend(table_removal(observed, claim));
+            changes.extend(table_removals(observed, claim));
         }
     }
     changes
+}
+
+/// What to change so that this host's packets get the tunnel's address, and none where they should not.
+fn plan_masquerades(observed: &Observed, config: &HostConfig, changes: &mut Vec<Change>) {
+    let Nftables::Present(features) = observed.nftables else {
+        return;
+    };
+    let mut wanted = fence::masquerades(config);
+    wanted.retain(|table| {
+        let family = table.name.family;
+        features.masquerade && family.is_some_and(|family| observed.families.contains(&family))
+    });
+    for family in Family::ALL {
+        let name = fence::masquerade_name(&config.interface, family);
+        if !wanted.iter().any(|table| table.name == name) {
+            changes.extend(removal(observed.masquerades.get(&name), name));
+        }
+    }
+    let stands = |table: &Table| {
+        let found = observed.masquerades.get(&table.name);
+        found.is_some_and(|found| table.is(found))
+    };
+    let missing = wanted.into_iter().filter(|table| !stands(table));
+    changes.extend(missing.map(|table| Change::ReplaceTable(Box::new(table))));
+}
+
+/// Whether this host's packets get the tunnel's address wherever they should.
+pub(crate) fn masquerades(observed: &Observed, config: &HostConfig) -> bool {
+    let wanted = fence::masquerades(config);
+    let mut wanted = wanted.iter().filter(|table| {
+        let family = table.name.family;
+        family.is_some_and(|family| observed.families.contains(&family))
+    });
+    wanted.all(|table| {
+        let found = observed.masquerades.get(&table.name);
+        found.is_some_and(|found| table.is(found))
+    })
 }
 
 /// What to change so that both fences stand. Only adds; needs no link.
@@ -186,7 +232,7 @@ pub fn plan_fence(observed: &Observed, config: &HostConfig) -> Vec<Change> {
         let table = fence::table(config, features);
         let found = observed
             .tables
-            .get(&table.name)
+            .get(&table.name.name)
             .filter(|found| table.is(found));
         match found {
             Some(found) if !features.exclusive || found.has_owner() => {}
@@ -209,7 +255,7 @@ pub fn plan_fence(observed: &Observed, config: &HostConfig) -> Vec<Change> {
 pub fn plan_uninstall(observed: &Observed, owned: &Owned) -> Vec<Change> {
     let mut changes = Vec::new();
     for claim in &owned.claims {
-        changes.extend(table_removal(observed, claim));
+        changes.extend(table_removals(observed, claim));
     }
     for claim in &owned.claims {
         let rules = observed
@@ -227,10 +273,20 @@ pub fn plan_uninstall(observed: &Observed, owned: &Owned) -> Vec<Change> {
     changes
 }
 
-fn table_removal(observed: &Observed, claim: &Claim) -> Option<Change> {
-    let name = claim.nftables();
-    let ours = observed.tables.get(&name)?.has_comment(COMMENT);
-    ours.then_some(Change::RemoveTable(name))
+fn table_removals(observed: &Observed, claim: &Claim) -> impl Iterator<Item = Change> {
+    let name = fence::inet_name(&claim.interface);
+    let fence = removal(observed.tables.get(&name.name), name);
+    let others = Family::ALL.into_iter().filter_map(|family| {
+        let name = fence::masquerade_name(&claim.interface, family);
+        removal(observed.masquerades.get(&name), name)
+    });
+    fence.into_iter().chain(others)
+}
+
+/// The end of a table that was found and is ours.
+fn removal(found: Option<&Found>, name: TableName) -> Option<Change> {
+    let is_ours = found?.has_comment(COMMENT);
+    is_ours.then_some(Change::RemoveTable(name))
 }
 
 fn link_removal(observed: &Observed, claim: &Claim) -> Option<Change> {
@@ -288,9 +344,20 @@ fn wanted_blackholes(observed: &Observed, config: &HostConfig) -> impl Iterator<
 
 /// Everything that should be in our table.
 fn wanted_routes(observed: &Observed, config: &HostConfig, link: Option<&Link>) -> Vec<Route> {
+    // An overlay's packets are from the node itself.
+    let has = |address: &IpAddr| {
+        let mut present = observed.addresses.iter();
+        present.any(|present| present.address.addr() == *address)
+    };
+    let candidates: Vec<IpAddr> = match config.steering {
+        Steering::Prefixes => config.addresses.iter().copied().collect(),
+        Steering::Overlay { .. } => (config.fence.local.iter().map(IpNet::addr))
+            .filter(has)
+            .collect(),
+    };
     let source = |family| {
-        let mut addresses = config.addresses.iter();
-        addresses
+        let mut candidates = candidates.iter();
+        candidates
             .find(|address| Family::of(&IpNet::from(**address)) == family)
             .copied()
     };
@@ -344,8 +411,11 @@ pub(crate) fn is_ours(rule: &Rule, priority: u32) -> bool {
     {
         Some(0) => rule.to.is_none() && lookup(LOCAL_TABLE),
         Some(1) => rule.to.is_some() && lookup(MAIN_TABLE),
-        Some(2) => rule.unmarked.is_some() && matches!(rule.action, Action::Lookup { .. }),
-        Some(3) => rule.to.is_some() && rule.action == Action::Blackhole,
+        Some(2) => {
+            let is_selective = rule.unmarked.is_some() || rule.port.is_some();
+            is_selective && matches!(rule.action, Action::Lookup { .. })
+        }
+        Some(3) => (rule.to.is_some() || rule.port.is_some()) && rule.action == Action::Blackhole,
         _ => false,
     };
     shape && rule.protocol == PROTOCOL_KERNEL

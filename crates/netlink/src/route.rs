@@ -32,6 +32,7 @@ const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
 const IFA_F_NODAD_NOPREFIXROUTE: u32 = 0x02 | 0x200;
 const RTM_F_CLONED: u32 = 0x200;
 pub(crate) const FR_ACT_TO_TBL: u8 = 1;
+pub(crate) const FR_ACT_NOP: u8 = 3;
 pub(crate) const FR_ACT_BLACKHOLE: u8 = 6;
 pub(crate) const FIB_RULE_INVERT: u32 = 2;
 pub(crate) const FRA_DST: u16 = 1;
@@ -43,6 +44,11 @@ pub(crate) const FRA_SUPPRESS_PREFIXLEN: u16 = 14;
 pub(crate) const FRA_TABLE: u16 = 15;
 pub(crate) const FRA_FWMASK: u16 = 16;
 pub(crate) const FRA_PROTOCOL: u16 = 21;
+pub(crate) const FRA_IP_PROTO: u16 = 22;
+pub(crate) const FRA_DPORT_RANGE: u16 = 24;
+pub(crate) const UDP: u8 = 17;
+/// `IFLA_MASTER`: the bridge or bond that an interface is a port of.
+const IFLA_MASTER: u16 = 10;
 /// What a rule has when it does not suppress.
 pub(crate) const UNSUPPRESSED: u32 = u32::MAX;
 
@@ -109,6 +115,8 @@ pub struct Link {
     pub up: bool,
     /// What kind it is (`tun`, `veth`), if it is a virtual one.
     pub kind: Option<String>,
+    /// Index of the bridge that it is a port of.
+    pub master: Option<u32>,
     /// `rp_filter` of the interface, without that of `all`.
     pub reverse_path_filter: Option<u32>,
     /// Whether the kernel gives it a link-local address.
@@ -165,6 +173,8 @@ pub struct Rule {
     pub to: Option<IpNet>,
     /// Only packets without this mark.
     pub unmarked: Option<u32>,
+    /// Only UDP to this port. Rules know ports since Linux 4.17.
+    pub port: Option<u16>,
     /// What is done with the packets.
     pub action: Action,
     /// Who made it.
@@ -240,6 +250,7 @@ impl Link {
                 .and_then(|info| find(info, IFLA_INFO_KIND))
                 .and_then(wire::read_text)
                 .map(str::to_owned),
+            master: find(attrs, IFLA_MASTER).and_then(read_u32),
             reverse_path_filter: find(inet, IFLA_INET_CONF)
                 .and_then(|settings| settings.get(setting..))
                 .and_then(read_u32),
@@ -316,8 +327,13 @@ impl Address {
 
     fn message(&self, kind: u16, flags: i32, more: &[Attr]) -> Message {
         let family = Family::of(&self.address).number();
+        // Otherwise the kernel may choose it as the source of what leaves by another interface.
+        let scope = match self.address {
+            IpNet::V4(address) if address.addr().is_link_local() => RT_SCOPE_LINK,
+            _ => RT_SCOPE_UNIVERSE,
+        };
         let fixed = header(&[
-            &[family, self.address.prefix_len(), 0, 0],
+            &[family, self.address.prefix_len(), 0, scope],
             &self.interface.to_ne_bytes(),
         ]);
         let address = ip_bytes(self.address.addr());
@@ -446,6 +462,7 @@ impl Rule {
         let mut mark = None;
         let mut mask = None;
         let mut suppress = None;
+        let (mut ip_protocol, mut ports) = (None, None);
         let mut table = u32::from(short_table);
         let mut priority = 0;
         // Kernels before 4.17 do not say.
@@ -461,6 +478,8 @@ impl Rule {
                 FRA_SUPPRESS_PREFIXLEN => {
                     suppress = Some(read_u32(value)?).filter(|length| *length != UNSUPPRESSED);
                 }
+                FRA_IP_PROTO => ip_protocol = Some(*value.first()?),
+                FRA_DPORT_RANGE => ports = Some(read_ports(value)?),
                 FRA_SUPPRESS_IFGROUP if read_u32(value)? == UNSUPPRESSED => {}
                 // FRA_PAD is 18.
                 FRA_TUN_ID | 18 if value.iter().all(|byte| *byte == 0) => {}
@@ -477,11 +496,17 @@ impl Rule {
             (true, Some(mark), Some(u32::MAX)) => Some(mark),
             _ => return None,
         };
+        let port = match (ip_protocol, ports) {
+            (None, None) => None,
+            (Some(UDP), Some((first, last))) if first == last && !inverted => Some(first),
+            _ => return None,
+        };
         Some(Self {
             family,
             priority,
             to,
             unmarked,
+            port,
             action: match action {
                 FR_ACT_TO_TBL => Action::Lookup { table, suppress },
                 FR_ACT_BLACKHOLE => Action::Blackhole,
@@ -492,18 +517,32 @@ impl Rule {
     }
 
     pub(crate) fn add(&self) -> Message {
-        self.message(RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL)
+        self.message(RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, self.number())
     }
 
     pub(crate) fn remove(&self) -> Message {
-        self.message(RTM_DELRULE, 0)
+        self.message(RTM_DELRULE, 0, self.number())
     }
 
-    fn message(&self, kind: u16, flags: i32) -> Message {
-        let action = match self.action {
+    /// Adds a rule that selects the same packets and does nothing with them: whether the kernel knows
+    /// all of the selectors is seen by what is read back.
+    pub(crate) fn try_out(&self) -> Message {
+        self.message(RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, FR_ACT_NOP)
+    }
+
+    /// Takes away what [`Self::try_out`] added.
+    pub(crate) fn end_of_trial(&self) -> Message {
+        self.message(RTM_DELRULE, 0, FR_ACT_NOP)
+    }
+
+    fn number(&self) -> u8 {
+        match self.action {
             Action::Lookup { .. } => FR_ACT_TO_TBL,
             Action::Blackhole => FR_ACT_BLACKHOLE,
-        };
+        }
+    }
+
+    fn message(&self, kind: u16, flags: i32, action: u8) -> Message {
         let to_length = self.to.map_or(0, |to| to.prefix_len());
         let invert = if self.unmarked.is_some() {
             FIB_RULE_INVERT
@@ -522,7 +561,14 @@ impl Rule {
             attrs.push(wire::u32(FRA_FWMARK, mark));
             attrs.push(wire::u32(FRA_FWMASK, u32::MAX));
         }
-        if let Action::Lookup { table, suppress } = self.action {
+        if let Some(port) = self.port {
+            let range = [port.to_ne_bytes(), port.to_ne_bytes()].concat();
+            attrs.push(wire::bytes(FRA_IP_PROTO, &[UDP]));
+            attrs.push(wire::bytes(FRA_DPORT_RANGE, &range));
+        }
+        if let Action::Lookup { table, suppress } = self.action
+            && action == FR_ACT_TO_TBL
+        {
             attrs.push(wire::u32(FRA_TABLE, table));
             if let Some(length) = suppress {
                 attrs.push(wire::u32(FRA_SUPPRESS_PREFIXLEN, length));
@@ -532,6 +578,12 @@ impl Rule {
         attrs.push(wire::bytes(FRA_PROTOCOL, &[self.protocol]));
         Message::new(kind, flags, &fixed, &attrs)
     }
+}
+
+/// `struct fib_rule_port_range`.
+pub(crate) fn read_ports(value: &[u8]) -> Option<(u16, u16)> {
+    let port = |at| Some(u16::from_ne_bytes(*value.get(at..)?.first_chunk()?));
+    Some((port(0)?, port(2)?))
 }
 
 pub(crate) fn ip_bytes(address: IpAddr) -> Vec<u8> {

@@ -58,6 +58,11 @@ struct Model {
     config: HostConfig,
 }
 
+const FEATURES: Features = Features {
+    way_back: true,
+    exclusive: true,
+    masquerade: true,
+};
 const TUNNEL: u32 = 7;
 const UNDERLAY: u32 = 2;
 
@@ -70,6 +75,7 @@ impl Model {
             mtu: 1500,
             up: true,
             kind: Some("veth".to_owned()),
+            master: None,
             reverse_path_filter: Some(1),
             makes_link_local: Some(true),
         };
@@ -80,6 +86,7 @@ impl Model {
         let features = Features {
             way_back: true,
             exclusive: true,
+            masquerade: true,
         };
         let observed = Observed {
             links: BTreeMap::from([(UNDERLAY, underlay)]),
@@ -99,6 +106,7 @@ impl Model {
             mtu: 1500,
             up: false,
             kind: Some("tun".to_owned()),
+            master: None,
             reverse_path_filter: Some(0),
             makes_link_local: Some(true),
         };
@@ -131,18 +139,26 @@ impl Model {
         let observed = &mut self.observed;
         match change {
             Change::ReplaceTable(table) => {
-                observed.tables.insert(table.name.clone(), Found::of(table));
+                let found = Found::of(table);
+                match table.name.family {
+                    None => drop(observed.tables.insert(table.name.name.clone(), found)),
+                    Some(_) => drop(observed.masquerades.insert(table.name.clone(), found)),
+                }
             }
             Change::AdoptTable(name) => {
                 let Nftables::Present(features) = observed.nftables else {
                     panic!("there is no nftables");
                 };
                 let table = fence::table(&self.config, features);
-                assert!(observed.tables[name].is_orphan());
-                observed.tables.insert(name.clone(), Found::of(&table));
+                assert!(observed.tables[&name.name].is_orphan());
+                observed.tables.insert(name.name.clone(), Found::of(&table));
             }
             Change::RemoveTable(name) => {
-                observed.tables.remove(name).expect("was found");
+                let found = match name.family {
+                    None => observed.tables.remove(&name.name),
+                    Some(_) => observed.masquerades.remove(name),
+                };
+                found.expect("was found");
             }
             Change::AddRule(rule) => {
                 assert!(!observed.rules.contains(rule), "{rule} is there");
@@ -156,10 +172,12 @@ impl Model {
                 if let RouteKind::Unicast(index) = route.kind {
                     assert!(fence_stands, "{route} before the fence");
                     assert!(observed.links[&index].up, "{route} by a link that is down");
-                    let source = route.source.expect("there are addresses of both families");
-                    let ours = |address: &Address| address.address.addr() == source;
+                    let is_there = |source: IpAddr| {
+                        let mut addresses = observed.addresses.iter();
+                        addresses.any(|address| address.address.addr() == source)
+                    };
                     assert!(
-                        observed.addresses.iter().any(ours),
+                        route.source.is_none_or(is_there),
                         "{route} before its source"
                     );
                 }
@@ -193,8 +211,93 @@ impl Model {
         }
     }
 
+    /// Where a packet that this host makes would go by its rules and routes alone. What others have
+    /// in the table main leads elsewhere, whatever it is.
+    fn way_to(&self, to: IpAddr, udp: Option<u16>) -> Way {
+        let family = Family::of(&IpNet::from(to));
+        let rules = self.observed.rules.iter();
+        let mut rules: Vec<&Rule> = rules.filter(|rule| rule.family == family).collect();
+        rules.sort_by_key(|rule| rule.priority);
+        for rule in rules {
+            if rule.to.is_some_and(|net| !net.contains(&to))
+                || rule.port.is_some_and(|port| udp != Some(port))
+            {
+                continue;
+            }
+            match rule.action {
+                Action::Blackhole => return Way::Nowhere,
+                Action::Lookup {
+                    table: LOCAL_TABLE, ..
+                } => {}
+                Action::Lookup {
+                    table: MAIN_TABLE, ..
+                } => return Way::Elsewhere,
+                Action::Lookup { table, .. } => {
+                    let routes = self.observed.routes.iter();
+                    let matching = routes
+                        .filter(|route| route.table == table && route.destination.contains(&to));
+                    let best = matching.max_by_key(|route| {
+                        (route.destination.prefix_len(), u32::MAX - route.metric)
+                    });
+                    match best.map(|route| route.kind) {
+                        Some(RouteKind::Unicast(TUNNEL)) => return Way::Tunnel,
+                        Some(RouteKind::Blackhole) => return Way::Nowhere,
+                        Some(_) => return Way::Elsewhere,
+                        None => {}
+                    }
+                }
+            }
+        }
+        Way::Elsewhere
+    }
+
     fn link(&mut self, index: u32) -> &mut Link {
         self.observed.links.get_mut(&index).expect("was found")
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Tunnel,
+    Nowhere,
+    Elsewhere,
+}
+
+/// A configuration with some of the other nodes steered, of some enforcement, and some of them excepted.
+fn staged(strict: Option<bool>, steered: &[bool], open: &[bool]) -> HostConfig {
+    let of = |chosen: &[bool]| -> BTreeSet<IpNet> {
+        let numbered = (2..).zip(chosen);
+        (numbered.filter(|(_, chosen)| **chosen))
+            .map(|(node, _)| net(&format!("10.1.{node}.0/24")))
+            .collect()
+    };
+    let mut config = config();
+    let open = of(open);
+    config.routes = &of(steered) - &open;
+    config.fence.inward = strict == Some(true);
+    config.fence.mesh = match strict {
+        Some(true) => config.fence.mesh,
+        Some(false) => of(steered),
+        None => BTreeSet::new(),
+    };
+    config.fence.open = open;
+    config
+}
+
+/// The same hosts as nodes of an overlay.
+fn overlay() -> HostConfig {
+    let ports = [8472].into();
+    HostConfig {
+        addresses: [ip("169.254.213.20")].into(),
+        steering: Steering::Overlay { ports },
+        routes: ["192.0.2.2/32", "2001:db8::2/128"].map(net).into(),
+        fence: Fence {
+            mesh: ["0.0.0.0/0", "::/0"].map(net).into(),
+            local: ["192.0.2.1/32", "2001:db8::1/128"].map(net).into(),
+            open: BTreeSet::new(),
+            inward: true,
+        },
+        ..config()
     }
 }
 
@@ -343,6 +446,199 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    /// Whatever a mesh was and becomes (staged and then strict, say): what both close is closed after each
+    /// single change on the way, by the rules and by the table alike.
+    #[test]
+    fn what_is_closed_before_and_after_is_closed_in_between(
+        from in (prop::option::of(any::<bool>()), [any::<bool>(); 4], [any::<bool>(); 4]),
+        to in (prop::option::of(any::<bool>()), [any::<bool>(); 4], [any::<bool>(); 4]),
+    ) {
+        let (from, to) = (staged(from.0, &from.1, &from.2), staged(to.0, &to.1, &to.2));
+        let closes = |config: &HostConfig, address| {
+            let holds = |nets: &BTreeSet<IpNet>| nets.iter().any(|net| net.contains(&address));
+            holds(&config.fence.mesh) && !holds(&config.fence.open)
+        };
+        let mut model = Model::bare(from.clone()).with_tun();
+        model.converge(&Owned::default());
+        model.config = to.clone();
+        let mut judge = &from;
+        let owned = Owned::default();
+        for change in model.plan(&owned) {
+            model.make(&change);
+            if matches!(change, Change::ReplaceTable(_)) {
+                judge = &to;
+            }
+            for node in 2..8 {
+                let address = ip(&format!("10.1.{node}.7"));
+                if closes(&from, address) && closes(&to, address) {
+                    prop_assert_ne!(model.way_to(address, None), Way::Elsewhere, "after {}", change);
+                    let table = fence::table(judge, FEATURES);
+                    prop_assert!(table.is(&model.observed.tables["warren-warren0"]));
+                }
+            }
+        }
+        prop_assert_eq!(model.plan(&owned), []);
+    }
+}
+
+#[test]
+fn a_change_of_steering_cuts_nothing_else_off_on_the_way() {
+    for (from, to) in [(config(), overlay()), (overlay(), config())] {
+        let mut model = Model::bare(from).with_tun();
+        model.converge(&Owned::default());
+        model.config = to;
+        let owned = Owned::default();
+        for change in model.plan(&owned) {
+            model.make(&change);
+            for elsewhere in ["198.51.100.7", "2001:db8:1::7"] {
+                let way = model.way_to(ip(elsewhere), Some(53));
+                assert_eq!(way, Way::Elsewhere, "after {change}");
+            }
+        }
+        assert_eq!(model.plan(&owned), []);
+        let fresh = Model::bare(model.config.clone()).with_tun();
+        let mut fresh = fresh.clone();
+        fresh.converge(&owned);
+        let sorted = |model: &Model| {
+            let mut rules: Vec<String> = model
+                .observed
+                .rules
+                .iter()
+                .map(ToString::to_string)
+                .collect();
+            rules.sort();
+            rules
+        };
+        assert_eq!(sorted(&model), sorted(&fresh));
+        assert_eq!(model.observed.routes.len(), fresh.observed.routes.len());
+    }
+}
+
+#[test]
+fn an_overlay_s_packets_go_by_the_tunnel_or_nowhere_and_all_else_as_before() {
+    let mut model = Model::bare(overlay()).with_tun();
+    model.converge(&Owned::default());
+    for (to, port, way) in [
+        ("192.0.2.2", Some(8472), Way::Tunnel),
+        ("192.0.2.9", Some(8472), Way::Nowhere),
+        ("192.0.2.2", Some(51820), Way::Elsewhere),
+        ("192.0.2.2", None, Way::Elsewhere),
+        ("2001:db8::2", Some(8472), Way::Tunnel),
+        ("2001:db8::9", Some(8472), Way::Nowhere),
+        ("2001:db8::2", None, Way::Elsewhere),
+    ] {
+        assert_eq!(model.way_to(ip(to), port), way, "{to} {port:?}");
+    }
+    let rules: Vec<String> = model
+        .observed
+        .rules
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(
+        rules[..3],
+        [
+            "IPv4 96: lookup 255",
+            "IPv4 99: ipproto udp dport 8472 blackhole",
+            "IPv4 98: ipproto udp dport 8472 lookup 51820",
+        ]
+    );
+    let sources = model
+        .observed
+        .routes
+        .iter()
+        .filter(|route| route.kind != RouteKind::Blackhole);
+    let sources: Vec<Option<IpAddr>> = sources.map(|route| route.source).collect();
+    // The host has no IPv6 address to send from.
+    assert_eq!(sources, [Some(ip("192.0.2.1")), None]);
+
+    // The link gone, and then the table flushed: closed by the rules.
+    Damage::Deleted.befall(&mut model);
+    assert_eq!(model.way_to(ip("192.0.2.2"), Some(8472)), Way::Nowhere);
+    model.observed.routes.clear();
+    assert_eq!(model.way_to(ip("192.0.2.2"), Some(8472)), Way::Nowhere);
+    assert_eq!(model.way_to(ip("192.0.2.2"), None), Way::Elsewhere);
+}
+
+#[test]
+fn an_exception_is_asked_for_in_the_table_main() {
+    let mut model = Model::bare(staged(Some(true), &[true, true], &[false, true])).with_tun();
+    model.converge(&Owned::default());
+    assert_eq!(model.way_to(ip("10.1.2.7"), None), Way::Tunnel);
+    assert_eq!(model.way_to(ip("10.1.3.7"), None), Way::Elsewhere);
+    assert_eq!(model.way_to(ip("10.1.4.7"), None), Way::Nowhere);
+}
+
+#[test]
+fn addresses_are_lent_while_that_is_asked_for_and_the_tables_are_put_back() {
+    let mut config = config();
+    config.masquerade = true;
+    let mut model = Model::bare(config).with_tun();
+    model.converge(&Owned::default());
+    let names = |model: &Model| -> Vec<String> {
+        (model.observed.masquerades.keys())
+            .map(ToString::to_string)
+            .collect()
+    };
+    assert_eq!(names(&model), ["ip warren-warren0", "ip6 warren-warren0"]);
+    assert!(plan::masquerades(&model.observed, &model.config));
+
+    model.observed.masquerades.clear();
+    assert!(!plan::masquerades(&model.observed, &model.config));
+    let changes = model.converge(&Owned::default());
+    assert!(matches!(
+        changes[..],
+        [Change::ReplaceTable(_), Change::ReplaceTable(_)]
+    ));
+
+    // One that is not ours has the name of one of ours.
+    let mut foreign = fence::masquerades(&model.config).remove(0);
+    foreign.comment = "of somebody else";
+    foreign.chains.clear();
+    model.config.masquerade = false;
+    let mut without = model.clone();
+    without.converge(&Owned::default());
+    assert_eq!(names(&without), [""; 0]);
+    model
+        .observed
+        .masquerades
+        .insert(foreign.name.clone(), Found::of(&foreign));
+    model.converge(&Owned::default());
+    assert_eq!(names(&model), ["ip warren-warren0"]);
+}
+
+#[test]
+fn uninstalling_removes_the_tables_that_lend_addresses() {
+    let mut config = config();
+    config.masquerade = true;
+    let claims = [Claim::of(&config)].into();
+    let mut model = Model::bare(config).with_tun();
+    model.converge(&Owned::default());
+    for change in plan_uninstall(&model.observed, &Owned { claims }) {
+        model.make(&change);
+    }
+    assert!(model.observed.tables.is_empty());
+    assert!(model.observed.masquerades.is_empty());
+}
+
+#[test]
+fn a_kernel_that_translates_nothing_is_fenced_all_the_same() {
+    let mut config = config();
+    config.masquerade = true;
+    let mut model = Model::bare(config).with_tun();
+    model.observed.nftables = Nftables::Present(Features {
+        masquerade: false,
+        ..FEATURES
+    });
+    model.converge(&Owned::default());
+    assert!(model.observed.masquerades.is_empty());
+    assert_eq!(model.observed.tables.len(), 1);
+    assert!(!plan::masquerades(&model.observed, &model.config));
+}
+
 #[test]
 fn a_host_that_is_as_it_should_be_is_not_written_to() {
     assert_eq!(Model::whole().plan(&Owned::default()), []);
@@ -400,6 +696,7 @@ fn rules_and_routes_of_others_are_left_alone() {
         priority: 98,
         to: None,
         unmarked: None,
+        port: None,
         action: Action::Lookup {
             table: 100,
             suppress: None,
@@ -456,6 +753,7 @@ fn a_routing_table_preference_or_nftables_table_in_use_by_others_is_named() {
         Features {
             way_back: true,
             exclusive: false,
+            masquerade: true,
         },
     );
     table.comment = "of somebody else";
@@ -463,7 +761,7 @@ fn a_routing_table_preference_or_nftables_table_in_use_by_others_is_named() {
     model
         .observed
         .tables
-        .insert(table.name.clone(), Found::of(&table));
+        .insert(table.name.name.clone(), Found::of(&table));
     let found = occupied(&model.observed, &config(), &Owned::default());
     assert_eq!(found, [Occupied::Nftables("warren-warren0".to_owned())]);
 
@@ -582,6 +880,7 @@ fn prefixes_within_each_other_and_beside_each_other_make_ranges_that_are_apart()
     let features = Features {
         way_back: true,
         exclusive: true,
+        masquerade: true,
     };
     let table = fence::table(&config, features);
     let mesh = table
