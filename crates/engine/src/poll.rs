@@ -51,9 +51,18 @@ impl Poller {
 
     /// Waits until at least one descriptor has input or an error.
     pub(crate) fn wait(&mut self) -> io::Result<Ready> {
+        self.ready(None)
+    }
+
+    /// Looks which descriptors have input or an error now.
+    pub(crate) fn look(&mut self) -> io::Result<Ready> {
+        self.ready(Some(&Timespec::default()))
+    }
+
+    fn ready(&mut self, patience: Option<&Timespec>) -> io::Result<Ready> {
         loop {
             self.events.clear();
-            match epoll::wait(&self.epoll, spare_capacity(&mut self.events), None) {
+            match epoll::wait(&self.epoll, spare_capacity(&mut self.events), patience) {
                 Ok(_) => break,
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),

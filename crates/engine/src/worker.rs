@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use warren_packet::batch::{ReadBatch, RecvBatch, SendBatch, Transmit};
+use warren_packet::backlog::Backlog;
+use warren_packet::batch::{RecvBatch, SendBatch, Transmit};
 use warren_packet::coalesce::Merge;
 use warren_packet::vnet;
 use warren_tun::Queue;
@@ -27,6 +28,10 @@ use crate::shared::{Shared, SocketSet};
 const READ_PACKETS: usize = 64;
 /// Bytes for these: four of the largest, or as many small ones as there are.
 const READ_BYTES: usize = 4 * 65536;
+/// How many such batches are read ahead at most: 2 MiB, more than a bulk stream's window mostly is.
+const READ_AHEAD: usize = 8;
+/// Batches that are read for each that is sealed, so that what waits comes to wait here.
+const READS: usize = 2;
 /// Bytes sealed before they are sent.
 const SEND_BYTES: usize = 5 * 65536;
 /// Messages taken from a socket at once.
@@ -43,8 +48,15 @@ const SEND_PATIENCE: Duration = Duration::from_millis(1);
 /// The program that sends is one thread; its packet takes two on the way out and in. With equal
 /// shares of too few processors the sender fills queues that nobody has the time to empty, and what
 /// it sent is dropped. Twice the share (a step is a quarter more) mends that. Ten steps are too
-/// many: a thread that pre-empts its sender at each packet never finds two to send together.
+/// many for who reads from the TUN: a thread that pre-empts its sender at each packet never finds
+/// two to send together.
 const NICENESS: i32 = -3;
+
+/// The same for a thread that has nothing but the way in: three times the share of the way out.
+///
+/// A bulk stream's window stands before whichever thread gets too little time. Before the way in it
+/// is sealed and nothing can pass it; before the way out a sparse flow does ([`Backlog`]).
+const NICENESS_IN: i32 = -8;
 
 const WAKE: u32 = 0;
 const TUN: u32 = 1;
@@ -93,7 +105,7 @@ pub(crate) enum WorkerEnd {
 #[derive(Debug)]
 struct OutboundPump {
     scratch: Outbound,
-    batch: ReadBatch,
+    backlog: Backlog,
     edges: EdgeState,
     out: SendBatch,
 }
@@ -110,7 +122,7 @@ impl OutboundPump {
     fn new() -> Self {
         Self {
             scratch: Outbound::new(),
-            batch: ReadBatch::new(READ_BYTES, READ_PACKETS),
+            backlog: Backlog::new(READ_AHEAD, READ_BYTES, READ_PACKETS),
             edges: EdgeState::default(),
             out: SendBatch::new(SEND_BYTES, READ_PACKETS),
         }
@@ -158,7 +170,10 @@ impl Worker {
 
     /// Moves packets until it is told to stop or the interface is gone.
     pub(crate) fn run(mut self) -> io::Result<WorkerEnd> {
-        take_precedence();
+        take_precedence(match self.outbound {
+            Some(_) => NICENESS,
+            None => NICENESS_IN,
+        });
         let mut poller = Poller::new()?;
         poller.add(&*self.wake, WAKE)?;
         if self.outbound.is_some() {
@@ -167,7 +182,10 @@ impl Worker {
         let mut sockets = self.shared.sockets.load_full();
         self.listen(&poller, &sockets)?;
         loop {
-            let ready = poller.wait()?;
+            let ready = match self.is_behind() {
+                true => poller.look()?,
+                false => poller.wait()?,
+            };
             if ready.has(WAKE) {
                 self.wake.drain();
                 if self.shared.is_stopping() {
@@ -183,7 +201,7 @@ impl Worker {
             let pair = sockets.pair(self.place);
             for _ in 0..TURNS {
                 let mut more = false;
-                if ready.has(TUN) {
+                if ready.has(TUN) || self.is_behind() {
                     match self.turn_out(pair) {
                         Ok(full) => more |= full,
                         Err(error) if warren_tun::is_deleted(&error) => {
@@ -206,22 +224,28 @@ impl Worker {
         }
     }
 
-    /// One batch from the TUN queue. Answers whether there may be more.
+    /// Whether something was read from the TUN queue that has not left.
+    fn is_behind(&self) -> bool {
+        (self.outbound.as_ref()).is_some_and(|pump| !pump.backlog.is_empty())
+    }
+
+    /// Reads ahead, and sends one batch. Answers whether there may be more.
     fn turn_out(&mut self, pair: &Pair) -> io::Result<bool> {
         let Some(pump) = &mut self.outbound else {
             return Ok(false);
         };
-        pump.batch.clear();
-        if self.queue.read(&mut pump.batch)? == 0 {
-            return Ok(false);
-        }
-        let router = &self.shared.router;
         let OutboundPump {
             scratch,
-            batch,
+            backlog,
             edges,
             out,
         } = pump;
+        let read = read_ahead(&self.queue, backlog);
+        let Some(batch) = backlog.next() else {
+            return read.map(|()| false);
+        };
+        // What was read before an error leaves; the next turn meets the error again.
+        let router = &self.shared.router;
         let now = clock::now();
         let mut edges = WorkerEdges {
             router,
@@ -231,7 +255,8 @@ impl Worker {
             now,
         };
         router.outbound(scratch, batch, out, now, &mut edges);
-        Ok(batch.spare().is_none())
+        backlog.sent();
+        Ok(!backlog.is_empty())
     }
 
     /// One batch from a socket. Answers whether there may be more.
@@ -286,11 +311,25 @@ impl Worker {
     }
 }
 
-/// Raises the calling thread's priority by [`NICENESS`], from whatever the daemon was given. Without
-/// the right to (`CAP_SYS_NICE`) it stays as it is.
-fn take_precedence() {
+/// Reads until there is nothing left, or twice as much as leaves in a turn.
+fn read_ahead(queue: &Queue, backlog: &mut Backlog) -> io::Result<()> {
+    for _ in 0..READS {
+        let Some(batch) = backlog.spare() else { break };
+        let read = queue.read(batch);
+        let full = batch.spare().is_none();
+        backlog.commit();
+        if read? == 0 || !full {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Raises the calling thread's priority, from whatever the daemon was given. Without the right to
+/// (`CAP_SYS_NICE`) it stays as it is.
+fn take_precedence(niceness: i32) {
     if let Ok(given) = rustix::process::getpriority_process(None) {
-        let _not_permitted = rustix::process::setpriority_process(None, given + NICENESS);
+        let _not_permitted = rustix::process::setpriority_process(None, given + niceness);
     }
 }
 

@@ -125,6 +125,11 @@ impl ReadBatch {
         self.next = self.first;
     }
 
+    /// Forget one packet. Its room is not lent again before [`Self::clear`].
+    pub fn remove(&mut self, index: usize) {
+        self.packets.remove(index);
+    }
+
     /// Room for one more packet: [`vnet::LEN`] bytes of offload header, then [`MAX_PACKET`] bytes.
     ///
     /// `None` if the batch is full. A queue without offload header fills only the part behind it;

@@ -4,9 +4,10 @@
 //!
 //! 1. [`batch::ReadBatch`] holds what was read from TUN: packets of up to 64 KiB, each with its
 //!    [`vnet::Header`]
-//! 2. [`ip`] finds the destination, once for each large packet
-//! 3. [`segment::Segments`] cuts it, copying each segment to where it is sealed
-//! 4. [`batch::SendBatch`] holds the sealed records, grouped as they will be sent
+//! 2. [`backlog::Backlog`] lets sparse flows pass those of which much waits
+//! 3. [`ip`] finds the destination, once for each large packet
+//! 4. [`segment::Segments`] cuts it, copying each segment to where it is sealed
+//! 5. [`batch::SendBatch`] holds the sealed records, grouped as they will be sent
 //!
 //! The way in:
 //!
@@ -18,6 +19,7 @@
 //! that a packet can say makes it panic. Arenas are one allocation each and packets are ranges in
 //! them, so that batches are reused for ever and no lifetime outlasts a call.
 
+pub mod backlog;
 pub mod batch;
 pub mod checksum;
 pub mod coalesce;
