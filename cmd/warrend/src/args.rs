@@ -1,9 +1,11 @@
 //! What can be said on the command line.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
+use warren_k8s::Access;
 use warren_mesh::{NodeName, STATE_DIR};
 
 /// Makes this host a node of a mesh, and keeps it so.
@@ -14,6 +16,7 @@ use warren_mesh::{NodeName, STATE_DIR};
 #[command(after_help = "\
 Examples:
   warrend --mesh /etc/warren/mesh.toml --node hut
+  warrend --kubernetes --node worker-1 --http 127.0.0.1:9586
   warrend fence --load
   warrend uninstall
 
@@ -72,13 +75,24 @@ pub(crate) struct Fence {
 
 /// What there is to say without a subcommand.
 #[derive(Debug, ClapArgs)]
+#[group(id = "origin", required = true, multiple = true, args = ["mesh", "kubernetes", "kubeconfig"])]
 pub(crate) struct RunArgs {
     /// The mesh file.
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, required = true)]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(conflicts_with_all = ["kubernetes", "kubeconfig"])]
     pub(crate) mesh: Option<PathBuf>,
-    /// Which node of it this is.
+    /// Learn of the mesh from Kubernetes, as a pod of the cluster.
+    #[arg(long)]
+    pub(crate) kubernetes: bool,
+    /// Learn of the mesh from Kubernetes, reached as this file says.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// Which node this is: its name in the mesh file, or that of its Node.
     #[arg(long, value_name = "NAME", required = true)]
     pub(crate) node: Option<NodeName>,
+    /// Serve metrics and probes over HTTP at this address; on the loopback unless the network may know.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) http: Option<SocketAddr>,
     /// How many threads carry packets each way; half of the processors unless given.
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) workers: Option<u16>,
@@ -89,22 +103,40 @@ pub(crate) struct RunArgs {
 /// What a daemon is to run.
 #[derive(Debug)]
 pub(crate) struct Run {
-    /// The mesh file.
-    pub(crate) mesh: PathBuf,
-    /// Which node of it this is.
+    /// Where the mesh is described.
+    pub(crate) origin: Origin,
+    /// Which node this is.
     pub(crate) node: NodeName,
+    /// Where to serve metrics and probes, if anywhere.
+    pub(crate) http: Option<SocketAddr>,
     /// How many threads carry packets each way; `None` leaves the number to the machine.
     pub(crate) workers: Option<u16>,
     /// Where the node keeps its own.
     pub(crate) state: PathBuf,
 }
 
+/// Where the mesh is described.
+#[derive(Debug)]
+pub(crate) enum Origin {
+    /// In one file.
+    File(PathBuf),
+    /// In Kubernetes.
+    Kubernetes(Access),
+}
+
 impl RunArgs {
     /// `None` where a subcommand made them unnecessary.
     pub(crate) fn into_run(self) -> Option<Run> {
+        let origin = match (self.mesh, self.kubeconfig, self.kubernetes) {
+            (Some(path), ..) => Origin::File(path),
+            (None, Some(kubeconfig), _) => Origin::Kubernetes(Access::Kubeconfig(kubeconfig)),
+            (None, None, true) => Origin::Kubernetes(Access::InCluster),
+            (None, None, false) => return None,
+        };
         Some(Run {
-            mesh: self.mesh?,
+            origin,
             node: self.node?,
+            http: self.http,
             workers: self.workers,
             state: self.state.directory,
         })
@@ -135,11 +167,24 @@ mod tests {
         let parse = |line: &str| Args::try_parse_from(line.split(' '));
         let run = parse("warrend --mesh m.toml --node hut").expect("it is enough");
         assert!(run.command.is_none() && run.run.into_run().is_some());
+        for line in [
+            "--kubernetes --node n",
+            "--kubeconfig f --node n --http 127.0.0.1:9",
+        ] {
+            let run = parse(&format!("warrend {line}")).expect(line);
+            assert!(run.run.into_run().is_some(), "{line}");
+        }
         for line in ["uninstall", "fence --load", "man dir", "completions zsh"] {
             let other = parse(&format!("warrend {line}")).expect(line);
             assert!(other.command.is_some() && other.run.into_run().is_none());
         }
-        for line in ["warrend", "warrend --mesh m.toml", "warrend fence"] {
+        for line in [
+            "warrend",
+            "warrend --mesh m.toml",
+            "warrend fence",
+            "warrend --kubernetes",
+            "warrend --mesh m --kubernetes --node n",
+        ] {
             assert!(parse(line).is_err(), "{line}");
         }
     }

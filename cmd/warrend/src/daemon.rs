@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use warren_config::HostConfig;
-use warren_control::{Limits, Listener, Server, status as socket};
+use warren_control::{Limits, Listener, Server, http, status as socket};
 use warren_engine::End;
 use warren_mesh::{Plan, RESOLVE_AGAIN_SECS};
 use warren_netlink::{Ahead, Host, LinkState, Report};
@@ -18,8 +18,8 @@ use warren_state::StateDir;
 
 use crate::args::Run;
 use crate::notify;
-use crate::source::{self, Around, Source};
-use crate::status::{Board, fence_in_words};
+use crate::source::{self, Aim, Around, Source};
+use crate::status::{Board, fence_in_words, fences};
 use crate::tunnel::Tunnel;
 
 /// How long to wait before trying again what the host refused.
@@ -35,7 +35,7 @@ pub(crate) fn run(args: Run) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("there is no runtime")?;
-    runtime.block_on(async { Daemon::start(args)?.run().await })
+    runtime.block_on(async { Daemon::start(args).await?.run().await })
 }
 
 struct Daemon {
@@ -58,6 +58,8 @@ struct Daemon {
     signals: Signals,
     /// What answers `warren status`, and for which interface.
     server: Option<(String, Server)>,
+    /// What answers who asks for metrics and how this daemon is.
+    _http: Option<Server>,
 }
 
 struct Signals {
@@ -78,7 +80,7 @@ enum Event {
 
 impl Daemon {
     /// Claims what is this daemon's, learns of the mesh, and makes it true for the first time.
-    fn start(args: Run) -> anyhow::Result<Self> {
+    async fn start(args: Run) -> anyhow::Result<Self> {
         let signals = Signals {
             hangup: signal(SignalKind::hangup())?,
             terminate: signal(SignalKind::terminate())?,
@@ -87,9 +89,11 @@ impl Daemon {
         let state = StateDir::new(&args.state);
         state.create()?;
         let mut host = Host::new(state.path())?;
-        let source = Source::new(&args, &state, &mut host).inspect_err(|_| {
-            fence_as_it_was(&state);
-        })?;
+        let source = Source::new(&args, &state, &mut host).await;
+        let source = source.inspect_err(|_| fence_as_it_was(&state))?;
+        let board = Arc::new(Board::new(args.node.clone()));
+        let http = args.http.map(|address| http::serve(address, board.clone()));
+        let http = http.transpose().inspect_err(|_| fence_as_it_was(&state))?;
         let mut daemon = Self {
             state,
             host,
@@ -100,15 +104,18 @@ impl Daemon {
             ahead: Vec::new(),
             ahead_told: Vec::new(),
             is_ready: false,
-            board: Arc::new(Board::default()),
+            board,
             signals,
             server: None,
+            _http: http,
             args,
         };
         daemon.realise();
-        if daemon.tunnel.is_none() {
+        if daemon.tunnel.is_none() && !daemon.failures.is_empty() {
             fence_as_it_was(&daemon.state);
-            bail!("{}", daemon.failures.join("\n"));
+            if !daemon.source.may_come_later() {
+                bail!("{}", daemon.failures.join("\n"));
+            }
         }
         Ok(daemon)
     }
@@ -142,6 +149,7 @@ impl Daemon {
                     Event::Retry
                 }
             };
+            self.board.came_round();
             match event {
                 Event::End => break,
                 Event::Reload => {
@@ -182,13 +190,10 @@ impl Daemon {
     /// Makes the tunnel and the host what they should be. Whatever happened leads here, and where
     /// nothing differs nothing is changed.
     fn realise(&mut self) {
-        let plan = match self.source.plan(&mut self.host) {
-            Ok(plan) => plan,
-            Err(sentence) => {
-                self.failures = vec![sentence];
-                self.board.facts().problems.clone_from(&self.failures);
-                return;
-            }
+        let plan = match self.source.aim(&mut self.host) {
+            Ok(Aim::Node(plan)) => *plan,
+            Ok(Aim::Nothing) => return self.remove(),
+            Err(sentence) => return self.wait(sentence),
         };
         let mut failures = Vec::new();
         let interface = &plan.host.interface;
@@ -227,7 +232,8 @@ impl Daemon {
                 failures.extend(complaints(&report, interface));
                 self.made = Some(plan.host.clone());
                 let mut facts = self.board.facts();
-                facts.fence = fence_in_words(&report);
+                facts.fence = Some(fence_in_words(&report));
+                facts.fences = Some(fences(&report));
                 facts.nftables = report.table_stands;
                 facts.fence_drops = report.drops;
                 drop(facts);
@@ -243,8 +249,15 @@ impl Daemon {
                 None => {}
             }
         }
-        self.source.realised(&plan);
-        self.post(plan, failures);
+        let listens = (self.tunnel.as_ref()).is_some_and(|tunnel| tunnel.listens(&plan));
+        self.board.facts().unready = match (self.source.refused(), &failures[..]) {
+            ([], []) if listens => None,
+            ([], []) => Some("the tunnel is not up yet".to_owned()),
+            ([], [why, ..]) | ([why, ..], _) => Some(why.clone()),
+        };
+        self.post(&plan, failures);
+        let (source, _, around) = self.source();
+        source.realised(&plan, &around);
     }
 
     /// Tells whoever started this daemon that it does what it is there for.
@@ -289,7 +302,7 @@ impl Daemon {
     }
 
     /// Publishes what is in force, and says in the log what is new of what is wrong.
-    fn post(&mut self, plan: Plan, failures: Vec<String>) {
+    fn post(&mut self, plan: &Plan, failures: Vec<String>) {
         for failure in &failures {
             if !self.failures.contains(failure) {
                 tracing::error!("{failure}");
@@ -299,10 +312,11 @@ impl Daemon {
         let of_plan = (plan.problems.iter()).map(|problem| self.source.sentence(problem));
         let problems: Vec<String> = (self.source.refused().iter().cloned())
             .chain(self.failures.iter().cloned())
+            .chain(self.source.complaints())
             .chain(of_plan)
             .collect();
         notify::status(match problems.is_empty() {
-            true => "all is as the mesh file says",
+            true => "all is as it should be",
             false => &problems[0],
         });
         let mut facts = self.board.facts();
@@ -312,7 +326,58 @@ impl Daemon {
         facts
             .digests
             .retain(|name, _| (plan.peers.keys()).any(|peer| peer.as_str() == name));
-        facts.plan = Some(plan);
+        facts.plan = Some(plan.clone());
+    }
+
+    /// Nothing can be said yet of what this host should be. What is in force stays so.
+    fn wait(&mut self, sentence: String) {
+        if !self.failures.contains(&sentence) {
+            tracing::warn!("{sentence}");
+        }
+        let mut facts = self.board.facts();
+        facts.unready = Some(sentence.clone());
+        facts.problems = vec![sentence.clone()];
+        drop(facts);
+        self.failures = vec![sentence];
+    }
+
+    /// Takes away what is on record as ours, and stays to say so.
+    fn remove(&mut self) {
+        self.close_tunnel();
+        let removed = match self.host.owned().claims.is_empty() {
+            true => Ok(0),
+            false => Host::new(self.state.path()).and_then(|anew| {
+                let host = std::mem::replace(&mut self.host, anew);
+                host.uninstall().map(|changes| changes.len())
+            }),
+        };
+        self.made = None;
+        let failure = match removed {
+            Ok(0) => None,
+            Ok(changes) => {
+                tracing::info!(
+                    changes,
+                    "nothing of Warren is left to carry or to fence packets"
+                );
+                // It knew of what is gone.
+                match Host::new(self.state.path()) {
+                    Ok(host) => {
+                        self.host = host;
+                        None
+                    }
+                    Err(error) => Some(error.to_string()),
+                }
+            }
+            Err(error) => Some(error.to_string()),
+        };
+        let mut facts = self.board.facts();
+        facts.unready.clone_from(&failure);
+        facts.problems = failure.iter().cloned().collect();
+        (facts.plan, facts.fence, facts.fences) = (None, None, None);
+        drop(facts);
+        let (source, _, around) = self.source();
+        source.removed(&around, failure.as_deref());
+        self.failures = failure.into_iter().collect();
     }
 
     /// Lets go of every handle, so that the interface can be opened again.

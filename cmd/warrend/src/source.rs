@@ -1,21 +1,35 @@
 //! Where a node learns of its mesh: what is the same of it for the control loop, whatever it is.
 
+mod cluster;
 mod file;
 
+use std::time::SystemTime;
+
+use warren_config::WallTime;
 use warren_mesh::{Plan, Problem};
 use warren_netlink::Host;
 use warren_state::StateDir;
 
-use crate::args::Run;
+use self::cluster::ClusterSource;
+use self::file::FileSource;
+use crate::args::{Origin, Run};
 use crate::status::Board;
 use crate::tunnel::Tunnel;
-
-use self::file::FileSource;
 
 /// Where this node learns of its mesh.
 pub(crate) enum Source {
     /// One file describes all nodes.
     File(Box<FileSource>),
+    /// Kubernetes describes them.
+    Cluster(Box<ClusterSource>),
+}
+
+/// What this host should be.
+pub(crate) enum Aim {
+    /// A node of the mesh, so.
+    Node(Box<Plan>),
+    /// A host on which nothing of Warren is.
+    Nothing,
 }
 
 /// What a source may look at when something has happened.
@@ -29,20 +43,38 @@ pub(crate) struct Around<'a> {
 /// Something that a source waits for.
 pub(crate) enum Event {
     File(file::Event),
+    Cluster(cluster::Event),
 }
 
 impl Source {
     /// Learns of the mesh as the command line says.
-    pub(crate) fn new(args: &Run, state: &StateDir, host: &mut Host) -> anyhow::Result<Self> {
-        let (mesh, node) = (args.mesh.clone(), args.node.clone());
-        let file = FileSource::new(mesh, node, state.clone(), host)?;
-        Ok(Self::File(Box::new(file)))
+    pub(crate) async fn new(args: &Run, state: &StateDir, host: &mut Host) -> anyhow::Result<Self> {
+        let (node, state) = (args.node.clone(), state.clone());
+        Ok(match &args.origin {
+            Origin::File(path) => {
+                let file = FileSource::new(path.clone(), node, state, host)?;
+                Self::File(Box::new(file))
+            }
+            Origin::Kubernetes(access) => {
+                let cluster = ClusterSource::new(access, node, state).await?;
+                Self::Cluster(Box::new(cluster))
+            }
+        })
     }
 
-    /// What this node should be, given what is around it now; or why nothing can be said of it.
-    pub(crate) fn plan(&mut self, host: &mut Host) -> Result<Plan, String> {
+    /// Whether it may have something to say later though it has nothing now.
+    pub(crate) fn may_come_later(&self) -> bool {
         match self {
-            Self::File(file) => file.plan(host),
+            Self::File(_) => false,
+            Self::Cluster(_) => true,
+        }
+    }
+
+    /// What this host should be, given what is around it now; or why nothing can be said of it.
+    pub(crate) fn aim(&mut self, host: &mut Host) -> Result<Aim, String> {
+        match self {
+            Self::File(file) => Ok(Aim::Node(Box::new(file.plan(host)?))),
+            Self::Cluster(cluster) => cluster.aim(host),
         }
     }
 
@@ -50,6 +82,7 @@ impl Source {
     pub(crate) fn sentence(&self, problem: &Problem) -> String {
         match self {
             Self::File(file) => file.sentence(problem),
+            Self::Cluster(_) => problem.to_string(),
         }
     }
 
@@ -57,6 +90,15 @@ impl Source {
     pub(crate) fn refused(&self) -> &[String] {
         match self {
             Self::File(file) => file.refused(),
+            Self::Cluster(cluster) => cluster.refused(),
+        }
+    }
+
+    /// What else people should know, beyond what is refused and the plan's problems.
+    pub(crate) fn complaints(&self) -> Vec<String> {
+        match self {
+            Self::File(_) => Vec::new(),
+            Self::Cluster(cluster) => cluster.complaints(),
         }
     }
 
@@ -64,6 +106,7 @@ impl Source {
     pub(crate) fn digest(&self) -> Option<&str> {
         match self {
             Self::File(file) => Some(file.digest()),
+            Self::Cluster(_) => None,
         }
     }
 
@@ -71,6 +114,7 @@ impl Source {
     pub(crate) async fn event(&mut self) -> Event {
         match self {
             Self::File(file) => Event::File(file.event().await),
+            Self::Cluster(cluster) => Event::Cluster(cluster.event().await),
         }
     }
 
@@ -78,6 +122,9 @@ impl Source {
     pub(crate) fn take(&mut self, event: Event, host: &mut Host, around: &Around<'_>) -> bool {
         match (self, event) {
             (Self::File(file), Event::File(event)) => file.take(event, host, around),
+            (Self::Cluster(cluster), Event::Cluster(event)) => cluster.take(&event, around),
+            // Nobody waits for the events of another source.
+            (Self::File(_), Event::Cluster(_)) | (Self::Cluster(_), Event::File(_)) => false,
         }
     }
 
@@ -85,6 +132,7 @@ impl Source {
     pub(crate) fn tick(&mut self, host: &mut Host, around: &Around<'_>) -> bool {
         match self {
             Self::File(file) => file.tick(host, around),
+            Self::Cluster(cluster) => cluster.tick(around),
         }
     }
 
@@ -92,13 +140,30 @@ impl Source {
     pub(crate) fn reload(&mut self, host: &mut Host) {
         match self {
             Self::File(file) => file.reload(host),
+            // Its plan is made anew each time.
+            Self::Cluster(_) => {}
         }
     }
 
     /// The plan is made true, as far as the host lets.
-    pub(crate) fn realised(&mut self, plan: &Plan) {
+    pub(crate) fn realised(&mut self, plan: &Plan, around: &Around<'_>) {
         match self {
             Self::File(file) => file.realised(plan),
+            Self::Cluster(cluster) => cluster.realised(plan, around),
         }
     }
+
+    /// Everything was taken away; or not, and why.
+    pub(crate) fn removed(&mut self, around: &Around<'_>, failure: Option<&str>) {
+        match self {
+            Self::File(_) => {}
+            Self::Cluster(cluster) => cluster.removed(around, failure),
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is the outermost loop")]
+fn wall_time() -> WallTime {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    WallTime(since.unwrap_or_default())
 }

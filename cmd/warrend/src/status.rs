@@ -1,18 +1,24 @@
 //! What the daemon tells of itself: facts that the control loop posts, and the engine's own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use tokio::time::Instant;
 use warren_config::DeviceStatus;
-use warren_control::status::{self, Node, Peer, Source, Status};
+use warren_control::status::{self, Cluster, Fences, Node, Peer, Source, Status};
 use warren_engine::Engine;
-use warren_mesh::{Description, Plan};
+use warren_mesh::{Description, NodeName, Plan};
 use warren_netlink::{Nftables, Report};
 
 /// Where the control loop posts what it knows, and clients' threads read it.
-#[derive(Default)]
-pub(crate) struct Board(Mutex<Facts>);
+pub(crate) struct Board {
+    node: NodeName,
+    facts: Mutex<Facts>,
+    /// When the control loop last came round.
+    round: Mutex<Instant>,
+}
 
 /// What is known beyond the engine.
 #[derive(Default)]
@@ -23,23 +29,51 @@ pub(crate) struct Facts {
     pub(crate) plan: Option<Plan>,
     /// The digest of the file in force, where there is a file.
     pub(crate) digest: Option<String>,
-    /// How the fence stands.
-    pub(crate) fence: String,
+    /// How the fence stands, in words; `None` where nothing is fenced.
+    pub(crate) fence: Option<String>,
+    /// The same, as facts.
+    pub(crate) fences: Option<Fences>,
     /// Packets that the fence has dropped, by counter.
     pub(crate) fence_drops: BTreeMap<String, u64>,
     /// Whether nftables is in use.
     pub(crate) nftables: bool,
     /// What is not as it should be, a sentence each.
     pub(crate) problems: Vec<String>,
+    /// Why this node carries no traffic, if it does not.
+    pub(crate) unready: Option<String>,
+    /// Its part in a cluster, if it is in one.
+    pub(crate) cluster: Option<Cluster>,
+    /// The peers that are ready, by name, where somebody judges it.
+    pub(crate) ready_peers: Option<BTreeSet<String>>,
     /// The digests that other nodes have told, by their names.
     pub(crate) digests: BTreeMap<String, String>,
 }
 
 impl Board {
+    /// Nothing is known yet but which node this is.
+    pub(crate) fn new(node: NodeName) -> Self {
+        Self {
+            node,
+            facts: Mutex::default(),
+            round: Mutex::new(Instant::now()),
+        }
+    }
+
     /// The facts, to be read or changed.
     pub(crate) fn facts(&self) -> MutexGuard<'_, Facts> {
         // A thread that panicked while it held them left facts, if old ones.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The control loop has come round.
+    pub(crate) fn came_round(&self) {
+        *self.round.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// For how long it has not.
+    fn idle(&self) -> Duration {
+        let round = self.round.lock().unwrap_or_else(PoisonError::into_inner);
+        round.elapsed()
     }
 }
 
@@ -49,9 +83,14 @@ impl Source for Board {
         let engine = facts.engine.as_ref();
         let device = engine.map_or_else(DeviceStatus::default, |engine| engine.status());
         let mut status = Status::of_device(&device);
+        status.node.name = Some(self.node.to_string());
         status.node.version = env!("CARGO_PKG_VERSION").to_owned();
         status.node.mesh_digest.clone_from(&facts.digest);
-        status.node.fence = Some(facts.fence.clone());
+        status.node.fence.clone_from(&facts.fence);
+        status.fences = facts.fences;
+        status.unready.clone_from(&facts.unready);
+        status.cluster.clone_from(&facts.cluster);
+        status.control_idle_s = Some(self.idle().as_secs());
         if let Some(engine) = engine {
             let report = engine.report();
             status.node = Node {
@@ -92,7 +131,6 @@ impl Source for Board {
 
 /// Gives the peers their names, and those that the device does not have a place.
 fn name_peers(status: &mut Status, plan: &Plan, facts: &Facts) {
-    status.node.name = Some(plan.node.to_string());
     let mut known: BTreeMap<String, Peer> = std::mem::take(&mut status.peers)
         .into_iter()
         .filter_map(|peer| Some((peer.public_key.clone()?, peer)))
@@ -103,9 +141,15 @@ fn name_peers(status: &mut Status, plan: &Plan, facts: &Facts) {
         let mut peer = key.and_then(|key| known.remove(&key)).unwrap_or_default();
         peer.name = Some(name.to_owned());
         peer.mesh_digest = facts.digests.get(name).cloned();
-        let runs_another =
-            peer.mesh_digest.is_some() && peer.mesh_digest != facts.digest;
-        peer.problem = if planned.public_key.is_none() {
+        let ready = facts
+            .ready_peers
+            .as_ref()
+            .filter(|_| planned.public_key.is_some());
+        peer.ready = ready.map(|ready| ready.contains(name));
+        let runs_another = peer.mesh_digest.is_some() && peer.mesh_digest != facts.digest;
+        peer.problem = if planned.outside {
+            Some("it is an exception: what it has is reached in the clear".to_owned())
+        } else if planned.public_key.is_none() {
             Some("it is fenced: nothing is sent to it".to_owned())
         } else if planned.unreachable {
             Some("it cannot be reached: neither side has an endpoint".to_owned())
@@ -117,6 +161,15 @@ fn name_peers(status: &mut Status, plan: &Plan, facts: &Facts) {
         status.peers.push(peer);
     }
     status.peers.extend(known.into_values());
+}
+
+/// How the fence stands, as facts.
+pub(crate) fn fences(report: &Report) -> Fences {
+    Fences {
+        rules: report.rules_stand,
+        nftables: report.table_stands,
+        boot: is_loaded_at_boot(),
+    }
 }
 
 /// How the fence stands, in words.

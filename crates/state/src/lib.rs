@@ -164,6 +164,16 @@ impl StateDir {
         self.put(name, bytes, RenameFlags::empty()).map(|_| ())
     }
 
+    /// Removes a file, if it is there.
+    pub fn remove(&self, name: &str) -> Result<(), StateError> {
+        match fs::remove_file(self.path.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(io_error(self.path.join(name), "removed", error))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Writes beside the place, syncs, renames, syncs. `false` if `flags` forbid to replace.
     fn put(&self, name: &str, bytes: &[u8], flags: RenameFlags) -> Result<bool, StateError> {
         let path = self.path.join(name);

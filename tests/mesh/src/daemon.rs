@@ -33,23 +33,12 @@ impl Daemon {
 
     /// Starts it with a mesh file of its own.
     pub fn start_with(node: &Node, mesh: &Path) -> Self {
-        Self::start_by(node, &mut Self::command(node, mesh))
+        Self::start_by(&node.host, &log_of(node), &mut Self::command(node, mesh))
     }
 
-    /// Starts it by this command.
-    pub fn start_by(node: &Node, command: &mut Command) -> Self {
-        let log = node.state.with_extension("log");
-        let to_log = || File::create(&log).expect("a scratch directory");
-        let child = command
-            .stdout(to_log())
-            .stderr(to_log())
-            .spawn()
-            .expect("nsenter is installed");
-        let mut daemon = Self {
-            child,
-            socket: node.host.file(SOCKET),
-            log,
-        };
+    /// Starts one on a host by this command, and waits until it tells its status.
+    pub fn start_by(host: &Host, log: &Path, command: &mut Command) -> Self {
+        let mut daemon = Self::spawn(host, log, command);
         patiently("the daemon answers", AT_ONCE, || {
             if let Ok(Some(status)) = daemon.child.try_wait() {
                 panic!("{status}: {}", daemon.log());
@@ -57,6 +46,24 @@ impl Daemon {
             daemon.ask().is_some_and(|status| !status.plan.is_empty())
         });
         daemon
+    }
+
+    /// Starts one, and waits for nothing. What it says is added to `log`.
+    pub fn spawn(host: &Host, log: &Path, command: &mut Command) -> Self {
+        let to_log = || {
+            let file = File::options().create(true).append(true).open(log);
+            file.expect("a scratch directory")
+        };
+        let child = command
+            .stdout(to_log())
+            .stderr(to_log())
+            .spawn()
+            .expect("nsenter is installed");
+        Self {
+            child,
+            socket: host.file(SOCKET),
+            log: log.to_owned(),
+        }
     }
 
     /// The command that starts a node's daemon.
@@ -74,7 +81,8 @@ impl Daemon {
             .unwrap_or_else(|| panic!("it answers: {}", self.log()))
     }
 
-    fn ask(&self) -> Option<Status> {
+    /// What it tells of itself now, if it does.
+    pub fn ask(&self) -> Option<Status> {
         status::ask(&self.socket, AT_ONCE).ok()
     }
 
@@ -121,6 +129,11 @@ impl Drop for Daemon {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Where a node's daemon writes what it says.
+pub fn log_of(node: &Node) -> PathBuf {
+    node.state.with_extension("log")
 }
 
 impl Host {

@@ -79,7 +79,7 @@ impl Host {
     }
 
     /// The file that stands for the host's network.
-    pub(crate) fn network(&self) -> PathBuf {
+    pub fn network(&self) -> PathBuf {
         PathBuf::from(format!("/proc/{}/ns/net", self.pid()))
     }
 

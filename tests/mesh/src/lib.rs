@@ -20,12 +20,12 @@ mod network;
 mod traffic;
 mod wiretap;
 
-pub use daemon::{Daemon, SOCKET, warren, warrend};
+pub use daemon::{Daemon, SOCKET, log_of, warren, warrend};
 pub use host::Host;
 pub use network::{Network, Node};
 pub use traffic::{Arrivals, Flood, Flow, PORT, TEXT};
 pub use warren_tests_lab::{Run, patiently};
-pub use wiretap::{Seen, Wiretap};
+pub use wiretap::{Seen, Wiretap, listen};
 
 /// The tunnel's interface, as mesh files have it by default.
 pub const INTERFACE: &str = "warren0";

@@ -103,7 +103,7 @@ impl Network {
 
     /// Listens on the underlay from now on.
     pub fn wiretap(&self) -> Wiretap {
-        wiretap::start(&self.underlay)
+        wiretap::listen(&self.underlay, &["10.77.0.0/16", "fd77::/32"])
     }
 
     /// The mesh file of these nodes.

@@ -12,7 +12,6 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use warren_tests_lab::patiently;
 
 use crate::host::Host;
-use crate::network::Node;
 
 /// What each packet of these tests says.
 pub const TEXT: &[u8] = b"plaintext of the mesh";
@@ -53,12 +52,12 @@ struct Repeat {
 
 impl Flow {
     /// Begins, and waits until the first have arrived.
-    pub fn start(from: &Node, to: &Node, address: &str) -> Self {
-        let arrivals = Arrivals::start(&to.host);
+    pub fn start(from: &Host, to: &Host, address: &str) -> Self {
+        let arrivals = Arrivals::start(to);
         let target = SocketAddr::new(address.parse().expect("an address"), PORT);
         let sent = Arc::new(AtomicU64::new(0));
         let counter = Arc::clone(&sent);
-        let sender = Repeat::start(&from.host, move || {
+        let sender = Repeat::start(from, move || {
             let any = if target.is_ipv4() {
                 "0.0.0.0:0"
             } else {

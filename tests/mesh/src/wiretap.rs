@@ -24,9 +24,14 @@ pub struct Seen {
     pub leaks: BTreeMap<String, u64>,
 }
 
-/// Begins on a host.
-pub(crate) fn start(underlay: &Host) -> Wiretap {
-    Wiretap::start(&underlay.network(), Seen::look_at)
+/// Begins on a host through which the packets of a mesh with these prefixes pass.
+pub fn listen(underlay: &Host, mesh: &[&str]) -> Wiretap {
+    let mesh: Vec<IpNet> = (mesh.iter())
+        .map(|net| net.parse().expect("a prefix"))
+        .collect();
+    Wiretap::start(&underlay.network(), move |seen: &mut Seen, frame| {
+        seen.look_at(&frame, &mesh);
+    })
 }
 
 impl Seen {
@@ -43,9 +48,8 @@ impl Seen {
         assert!(self.leaks.is_empty(), "leaks: {:#?}", self.leaks);
     }
 
-    fn look_at(&mut self, frame: Frame<'_>) {
+    fn look_at(&mut self, frame: &Frame<'_>, mesh: &[IpNet]) {
         let addresses = frame.addresses();
-        let mesh = ["10.77.0.0/16", "fd77::/32"].map(|net| net.parse::<IpNet>().expect("a prefix"));
         let of_mesh = (addresses.iter()).any(|ip| mesh.iter().any(|net| net.contains(ip)));
         let is_readable = (frame.bytes().windows(TEXT.len())).any(|bytes| bytes == TEXT);
         if of_mesh || is_readable {

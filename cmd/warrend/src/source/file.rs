@@ -3,15 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use anyhow::{Context as _, bail};
-use warren_config::{PublicKey, WallTime};
+use warren_config::PublicKey;
 use warren_mesh::{Host as EndpointHost, NodeName, Plan, Problem, Resolved};
 use warren_netlink::{Host, Surroundings};
 use warren_state::StateDir;
 
-use super::Around;
+use super::{Around, wall_time};
 use crate::beacon::{Beacon, Heard};
 use crate::mesh_file::Mesh;
 use crate::resolver::{Answer, Resolver};
@@ -363,10 +362,4 @@ impl Look {
         let files = looks.keys();
         files.map(|file| (file.clone(), Self::at(file))).collect()
     }
-}
-
-#[expect(clippy::disallowed_methods, reason = "this is the outermost loop")]
-fn wall_time() -> WallTime {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    WallTime(since.unwrap_or_default())
 }

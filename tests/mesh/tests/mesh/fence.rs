@@ -41,7 +41,7 @@ impl Scene {
         let floods = [(a, b), (b, a)]
             .map(|(from, to)| Flood::start(&from.host, &to.addresses()))
             .into();
-        let flow = Flow::start(b, a, &a.v4());
+        let flow = Flow::start(&b.host, &a.host, &a.v4());
         Self {
             daemons,
             wiretap,
@@ -197,7 +197,7 @@ fn after_a_reboot_fence_load_closes_before_any_interface_is_up() {
 
     let wiretap = network.wiretap();
     let daemons = [a, b].map(Daemon::start);
-    let flow = Flow::start(a, b, &b.v4());
+    let flow = Flow::start(&a.host, &b.host, &b.v4());
     flow.stop();
     drop(daemons);
     wiretap.stop().assert_closed();

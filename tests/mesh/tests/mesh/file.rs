@@ -30,9 +30,9 @@ fn a_fourth_node_joins_without_a_lost_packet_or_a_disturbed_session_of_the_other
     let fourth = Daemon::start_with(d, &ahead);
     let wiretap = network.wiretap();
     let flows = [
-        Flow::start(a, b, &b.v4()),
-        Flow::start(b, c, "fd77:0:3::5"),
-        Flow::start(c, a, "10.77.1.5"),
+        Flow::start(&a.host, &b.host, &b.v4()),
+        Flow::start(&b.host, &c.host, "fd77:0:3::5"),
+        Flow::start(&c.host, &a.host, "10.77.1.5"),
     ];
     let sessions = |daemon: &Daemon, names: [&str; 2]| {
         names.map(|name| {
@@ -71,7 +71,7 @@ fn a_node_that_leaves_the_file_is_fenced_and_the_others_lose_nothing() {
     let Network { a, b, c, .. } = &network;
     let daemons = start(&network);
     let wiretap = network.wiretap();
-    let flow = Flow::start(a, b, &b.v4());
+    let flow = Flow::start(&a.host, &b.host, &b.v4());
     assert!(c.host.reaches(&a.v4()));
 
     let without = network.mesh_of(&["a", "b"]);
@@ -185,7 +185,7 @@ fn a_bad_file_is_refused_whole_with_its_sentence_and_the_old_one_stays_in_force(
     let network = Network::new();
     let Network { a, b, .. } = &network;
     let daemons = start(&network);
-    let flow = Flow::start(a, b, &b.v4());
+    let flow = Flow::start(&a.host, &b.host, &b.v4());
     let before = daemons[0].status();
 
     // A good fourth node, and a mistake in it.

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::process::Signal;
-use warren_tests_mesh::{Daemon, Host, Network, Run, patiently, warrend};
+use warren_tests_mesh::{Daemon, Host, Network, Run, log_of, patiently, warrend};
 
 /// Everything that the tools of others show of a host, but for what traffic counts and for whose the
 /// nftables table and the TUN are at the moment.
@@ -181,7 +181,7 @@ fn while_the_port_is_taken_it_says_so_and_is_not_ready_and_then_it_is() {
     for _ in 0..2 {
         let squatter = Squatter::new(&a.host);
         let mut command = Daemon::command(a, &a.mesh);
-        let daemon = Daemon::start_by(a, command.env("NOTIFY_SOCKET", &socket));
+        let daemon = Daemon::start_by(&a.host, &log_of(a), command.env("NOTIFY_SOCKET", &socket));
         let names_port = |sentence: &String| {
             sentence.contains("UDP port 51820 of IPv4 is in use by another program")
                 && sentence.contains("end that program, or give the mesh another `port`")

@@ -19,7 +19,7 @@ fn three_nodes_of_one_file_reach_each_other_and_only_ciphertext_is_seen() {
     let pairs = [(a, b), (b, c), (c, a)];
     for (from, to) in pairs {
         for address in to.addresses() {
-            let flow = Flow::start(from, to, &address);
+            let flow = Flow::start(&from.host, &to.host, &address);
             flow.end_whole();
         }
         // Larger than the tunnel's MTU, so in pieces.
@@ -73,7 +73,10 @@ fn a_node_behind_nat_calls_and_is_then_reached() {
     let daemons = [a, b, d].map(Daemon::start);
     // It keeps alive, so it calls unasked.
     patiently("d is reached", 2 * AT_ONCE, || a.host.reaches(&d.v4()));
-    let flows = [Flow::start(b, d, &d.v4()), Flow::start(d, a, &a.v4())];
+    let flows = [
+        Flow::start(&b.host, &d.host, &d.v4()),
+        Flow::start(&d.host, &a.host, &a.v4()),
+    ];
     for flow in flows {
         flow.end_whole();
     }
@@ -148,7 +151,7 @@ fn a_packet_from_a_peer_to_what_is_not_this_node_s_is_dropped_and_counted() {
     let outside = Arrivals::start(&network.underlay);
 
     let daemons = [Daemon::start(a), Daemon::start_with(b, &greedy)];
-    let flow = Flow::start(b, a, "10.77.1.5");
+    let flow = Flow::start(&b.host, &a.host, "10.77.1.5");
     let drops = || {
         let drops = daemons[0].status().drops;
         drops.get("in_not_for_us").copied().unwrap_or_default()

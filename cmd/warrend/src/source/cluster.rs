@@ -1,0 +1,507 @@
+//! The mesh as Kubernetes describes it: its nodes from the API, and this node's record kept there.
+//!
+//! What the API says is taken in by [`ClusterSource::take_in`], as far as it may be believed; what follows
+//! from it is the plan. In between stands what this node remembers (`memory.rs`): an API that is away, or
+//! emptied, changes nothing, and what was once reached through the tunnel stays closed.
+
+mod memory;
+mod report;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::pending;
+use std::net::IpAddr;
+
+use tokio::time::{Instant, sleep_until};
+use warren_k8s::{
+    Access, Client, Distrust, Entries, Event as Told, Feed, Identity, MeshSpec, Mode, Own,
+    Proposal, Publisher, Settings, SettingsError, Severity as Gravity, Stage, View, connect,
+};
+use warren_mesh::{
+    Candidate, NodeName, Place, Plan, Resolved, Roster, Secrets, Severity, Underlay, plan,
+};
+use warren_netlink::{Host, Surroundings};
+use warren_state::StateDir;
+
+use self::memory::Memory;
+use super::{Aim, Around, wall_time};
+
+/// MTU in bytes of a link of which nothing is known.
+const ETHERNET: u32 = 1500;
+/// Bytes around a packet in the tunnel: IP, UDP (8), header (16) and tag (16).
+const AROUND_V4: u32 = 20 + 8 + 16 + 16;
+/// The same where a peer is reached by IPv6.
+const AROUND_V6: u32 = 40 + 8 + 16 + 16;
+
+/// What Kubernetes says of a mesh, and what this node makes of it.
+pub(crate) struct ClusterSource {
+    node: NodeName,
+    feed: Feed,
+    publisher: Publisher,
+    memory: Memory,
+    /// What the API says, as it was last believed.
+    believed: Option<View>,
+    /// Why what it says now is not.
+    distrust: Option<Distrust>,
+    /// What is wrong with the Mesh as it is now, whose last good state is in force.
+    refused: Vec<String>,
+    unusable: Option<SettingsError>,
+    /// What followed from it last.
+    made: Option<Made>,
+    /// The Node was Ready when it was last looked at.
+    was_ready: bool,
+    roster: Roster,
+    ready: BTreeSet<NodeName>,
+    /// When to look at the peers again.
+    look_at: Option<Instant>,
+    started: Instant,
+    /// What leads to this node's pods with a larger MTU than the tunnel's: the interface, and both.
+    larger_behind: Option<(String, u32, u32)>,
+    /// How often a peer's key has changed under the same uid.
+    key_changes: u64,
+    reported: report::Reported,
+}
+
+/// A plan's foundations.
+struct Made {
+    settings: Settings,
+    entries: Entries,
+    stage: Stage,
+}
+
+/// What the API and the clock tell.
+pub(crate) enum Event {
+    Changed,
+    Look,
+}
+
+impl ClusterSource {
+    /// Follows the API from now on. It may be away: then what the disk has is in force.
+    pub(crate) async fn new(
+        access: &Access,
+        node: NodeName,
+        state: StateDir,
+    ) -> anyhow::Result<Self> {
+        let (memory, hold) = Memory::load(node.clone(), state)?;
+        let client: Client = connect(access).await?;
+        let feed = Feed::start(&client, &node);
+        let publisher = Publisher::start(&client, &feed, hold);
+        let believed = memory.view().cloned();
+        if believed.is_some() {
+            tracing::info!("what the API said last is in force until it answers");
+        }
+        Ok(Self {
+            node,
+            feed,
+            publisher,
+            memory,
+            believed,
+            distrust: None,
+            refused: Vec::new(),
+            unusable: None,
+            made: None,
+            was_ready: false,
+            roster: Roster::new(rand_seed()?),
+            ready: BTreeSet::new(),
+            look_at: None,
+            started: Instant::now(),
+            larger_behind: None,
+            key_changes: 0,
+            reported: report::Reported::default(),
+        })
+    }
+
+    /// The next thing that happens. Dropping the future loses nothing.
+    pub(crate) async fn event(&mut self) -> Event {
+        let look_at = self.look_at;
+        let look = async {
+            match look_at {
+                Some(at) => sleep_until(at).await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.feed.changed() => Event::Changed,
+            () = look => Event::Look,
+        }
+    }
+
+    /// Takes in what has happened; whether the plan may be another now.
+    pub(crate) fn take(&mut self, event: &Event, around: &Around<'_>) -> bool {
+        match event {
+            Event::Changed => true,
+            Event::Look => self.look(around),
+        }
+    }
+
+    /// Looks at what nobody tells of; whether the plan may be another now.
+    pub(crate) fn tick(&mut self, around: &Around<'_>) -> bool {
+        let changed = self.look(around);
+        self.memory.tick();
+        self.post(around);
+        changed
+    }
+
+    /// What is wrong with the Mesh as it is now.
+    pub(crate) fn refused(&self) -> &[String] {
+        &self.refused
+    }
+
+    /// What this node should be, given what is around it now.
+    pub(crate) fn aim(&mut self, host: &mut Host) -> Result<Aim, String> {
+        self.take_in()?;
+        let Some(view) = self.believed.take() else {
+            return Err(self.waiting());
+        };
+        let aim = self.plan_by(&view, host);
+        self.believed = Some(view);
+        aim
+    }
+
+    /// Takes in what the API says, if it may be believed.
+    fn take_in(&mut self) -> Result<(), String> {
+        let view = self.feed.view();
+        let whole = (&view.cluster, &view.nodes, &view.records);
+        let own = view
+            .nodes
+            .as_ref()
+            .and_then(|nodes| nodes.get(self.node.as_str()));
+        if let ((Some(cluster), _, Some(_)), Some(own)) = (whole, own) {
+            let became = self.memory.is_of(cluster, &own.uid)?;
+            if became {
+                // Sessions of another are none of this node's.
+                self.roster = Roster::new(rand_seed().map_err(|error| format!("{error:#}"))?);
+                self.ready.clear();
+            }
+        }
+        let Some(identity) = self.memory.identity() else {
+            return Ok(());
+        };
+        match view.trust(identity) {
+            Ok(()) => {
+                self.follow_keys(&view);
+                self.believed = Some(View::clone(&view));
+                if self.distrust.take().is_some() {
+                    tracing::info!("what the API says is believed again");
+                }
+            }
+            Err(distrust) => {
+                // At the start it is partial for a moment.
+                let is_new = self.distrust.as_ref() != Some(&distrust);
+                if is_new && !matches!(distrust, Distrust::Partial(_)) {
+                    tracing::warn!("all stays as it is, since {distrust}");
+                }
+                self.distrust = Some(distrust);
+            }
+        }
+        Ok(())
+    }
+
+    /// Why there is no plan yet, and what to do.
+    fn waiting(&self) -> String {
+        let health = self.feed.health();
+        let failed = health.0.iter().find_map(|(kind, health)| {
+            let error = health.error.as_ref()?;
+            Some(format!("{kind} cannot be read: {error}"))
+        });
+        if let Some(failed) = failed {
+            return failed;
+        }
+        let nodes = self.feed.view().nodes.clone();
+        match nodes {
+            Some(nodes) if !nodes.contains_key(self.node.as_str()) => format!(
+                "there is no Node {}; --node must name the Node that this runs on",
+                self.node
+            ),
+            _ => "the API server has not told all of the cluster yet".to_owned(),
+        }
+    }
+
+    /// A changed key under the same uid is followed, and people are told.
+    fn follow_keys(&mut self, view: &View) {
+        let Some(before) = self
+            .believed
+            .as_ref()
+            .and_then(|view| view.records.as_ref())
+        else {
+            return;
+        };
+        for (name, record) in view.records.iter().flatten() {
+            let (Ok(record), Some(Ok(before))) = (record, before.get(name)) else {
+                continue;
+            };
+            let is_same_node = record.node_uid == before.node_uid;
+            if is_same_node && record.public_key != before.public_key && name != self.node.as_str()
+            {
+                self.key_changes += 1;
+                let key = &record.public_key;
+                tracing::warn!(node = name, key, "a node has another key, and is followed");
+                self.publisher.event(Told {
+                    severity: Gravity::Warning,
+                    reason: "KeyChanged".to_owned(),
+                    message: format!("node {name} has another key, {key}, under the same uid"),
+                });
+            }
+        }
+    }
+
+    fn plan_by(&mut self, view: &View, host: &mut Host) -> Result<Aim, String> {
+        let good = self.memory.mesh().cloned();
+        let wanted = view.mesh.clone().flatten();
+        // A Mesh that somebody deletes by mistake takes nothing away.
+        let Some(wanted) = wanted.or_else(|| good.clone()) else {
+            let proposal = proposal(view);
+            return Err(format!(
+                "there is no Mesh called default; make one with {proposal}"
+            ));
+        };
+        match self.plan_as(&wanted, view, host) {
+            Ok(aim) => {
+                self.refused.clear();
+                self.unusable = None;
+                self.memory.took_mesh(&wanted);
+                Ok(aim)
+            }
+            Err(sentences) => {
+                if self.refused != sentences {
+                    for sentence in &sentences {
+                        tracing::error!("the Mesh is refused: {sentence}");
+                    }
+                }
+                self.refused = sentences;
+                match good.filter(|good| *good != wanted) {
+                    Some(good) => {
+                        let planned = self.plan_as(&good, view, host);
+                        planned.map_err(|sentences| sentences.join("\n"))
+                    }
+                    None => Err(self.refused.join("\n")),
+                }
+            }
+        }
+    }
+
+    /// The plan that follows from this Mesh, or the sentences that refuse it.
+    fn plan_as(
+        &mut self,
+        spec: &MeshSpec,
+        view: &View,
+        host: &mut Host,
+    ) -> Result<Aim, Vec<String>> {
+        let one = |error: &dyn std::fmt::Display| vec![error.to_string()];
+        let proposed = proposal(view).mode;
+        let mode = match spec.mode {
+            None if proposed == Mode::Overlay && spec.overlay_ports.is_empty() => Mode::Route,
+            mode => mode.unwrap_or(proposed),
+        };
+        let settings = Settings::of(spec, ETHERNET - AROUND_V6, mode);
+        self.unusable = settings.as_ref().err().cloned();
+        let mut settings = settings.map_err(|error| one(&error))?;
+        let Some(identity) = self.memory.identity().cloned() else {
+            return Err(vec![self.waiting()]);
+        };
+        if settings.removed {
+            self.memory.forget_latch();
+            self.made = None;
+            return Ok(Aim::Nothing);
+        }
+
+        let stage = self.stage(view, &settings, &identity);
+        settings.mesh.enforcement = match &stage {
+            Stage::Permissive => warren_mesh::Enforcement::Permissive,
+            Stage::Staged(_) => warren_mesh::Enforcement::Staged,
+            Stage::Strict => warren_mesh::Enforcement::Strict,
+        };
+        let mut entries = view.directory(&settings, self.memory.known());
+        let key = self.memory.private_key();
+        if let Some(own) = entries.directory.nodes.get_mut(&self.node) {
+            // The record follows the key, not the key the record.
+            own.public_key = Some(key.public());
+        }
+        let secrets = Secrets {
+            private_key: Some(key),
+            ..Secrets::default()
+        };
+        let steered = match stage {
+            Stage::Permissive => self.claims_of_ready(&entries),
+            Stage::Staged(_) | Stage::Strict => self.memory.latched().clone(),
+        };
+        let resolved = Resolved::new();
+        let planned = |entries: &Entries, underlay: &Underlay| {
+            let directory = &entries.directory;
+            plan(
+                directory, &self.node, &resolved, &secrets, underlay, &steered,
+            )
+            .map_err(|error| one(&error))
+        };
+        let alone = planned(&entries, &Underlay::default())?;
+        let surroundings = host.surroundings(&alone.host).unwrap_or_else(|error| {
+            tracing::warn!(%error, "what is around the tunnel is not known");
+            Surroundings::default()
+        });
+        let underlay = Underlay {
+            addresses: surroundings.addresses.keys().copied().collect(),
+            gateways: surroundings.gateways.clone(),
+            resolvers: surroundings.resolvers.clone(),
+            api_servers: view.api_servers.clone().unwrap_or_default(),
+        };
+        if spec.mtu.is_none() {
+            entries.directory.mesh.mtu = mtu(view, &self.node, &surroundings);
+        }
+        let mtu = entries.directory.mesh.mtu;
+        self.larger_behind = (surroundings.mtu_behind())
+            .filter(|(_, behind)| *behind > mtu)
+            .map(|(interface, behind)| (interface.to_owned(), behind, mtu));
+        let plan = planned(&entries, &underlay)?;
+        let errors: Vec<String> = (plan.problems.iter())
+            .filter(|problem| problem.severity() == Severity::Error)
+            .filter(|problem| problem.subject.place == Place::Mesh)
+            .map(ToString::to_string)
+            .collect();
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        self.memory.believes(view, &entries);
+        self.made = Some(Made {
+            settings,
+            entries,
+            stage,
+        });
+        Ok(Aim::Node(Box::new(plan)))
+    }
+
+    /// What is enforced here now. What turns strict stays so, on the disk first.
+    fn stage(&mut self, view: &View, settings: &Settings, identity: &Identity) -> Stage {
+        let nodes = view.nodes.as_ref();
+        let own = nodes.and_then(|nodes| nodes.get(self.node.as_str()));
+        let is_ready = own.is_some_and(|own| own.ready);
+        let returning = !self.was_ready;
+        self.was_ready = is_ready;
+        let own = Own {
+            turned: self.memory.is_strict(),
+            returning,
+        };
+        let stage = view.stage(settings, identity, own);
+        match &stage {
+            Stage::Permissive => self.memory.forget_latch(),
+            Stage::Strict
+                if !own.turned && settings.mesh.enforcement == warren_mesh::Enforcement::Staged =>
+            {
+                self.memory.turn_strict();
+                tracing::info!(
+                    "the cluster has turned strict: what cannot be encrypted is dropped"
+                );
+                self.publisher.event(Told {
+                    severity: Gravity::Normal,
+                    reason: "TurnedStrict".to_owned(),
+                    message:
+                        "all peers were reached; what cannot be encrypted is dropped from now on"
+                            .to_owned(),
+                });
+            }
+            Stage::Strict | Stage::Staged(_) => {}
+        }
+        stage
+    }
+
+    /// The plan is made true, as far as the host lets: calls who is new, and publishes.
+    pub(crate) fn realised(&mut self, plan: &Plan, around: &Around<'_>) {
+        let epoch = |name: &NodeName| {
+            let records = self.believed.as_ref()?.records.as_ref()?;
+            Some(records.get(name.as_str())?.as_ref().ok()?.epoch)
+        };
+        let candidates = plan.peers.iter().filter_map(|(name, peer)| {
+            Some(Candidate {
+                name: name.clone(),
+                public_key: peer.public_key?,
+                epoch: epoch(name),
+                first: self.memory.spoke_with(name),
+            })
+        });
+        let candidates: Vec<_> = candidates.collect();
+        let now = self.started.elapsed();
+        self.roster.update(candidates, plan.peers.len() + 1, now);
+        if self.look(around) {
+            // By way of the loop.
+            self.look_at = Some(Instant::now());
+        }
+        self.publish(plan, around);
+    }
+
+    /// Looks at the peers: calls those that are to be called, and closes for ever what was reached.
+    /// Whether the plan is another now.
+    fn look(&mut self, around: &Around<'_>) -> bool {
+        self.look_at = None;
+        let (Some(tunnel), Some(made)) = (around.tunnel, &self.made) else {
+            return false;
+        };
+        let device = tunnel.engine().status();
+        let now = self.started.elapsed();
+        let seen = self.roster.look(&device, wall_time(), now);
+        if !seen.calls.is_empty() {
+            tunnel.engine().rekey(&seen.calls);
+        }
+        self.look_at = seen.next.map(|at| self.started + at);
+        let changed = seen.ready != self.ready;
+        self.ready = seen.ready;
+        self.memory
+            .speaks(&device, wall_time(), &made.entries.directory);
+        let is_permissive = made.stage == Stage::Permissive;
+        let claims = self.claims_of_ready(&made.entries);
+        let closed = !is_permissive && self.memory.latch(claims);
+        let is_staged = matches!(made.stage, Stage::Staged(_));
+        if is_permissive && changed || closed && is_staged {
+            return true;
+        }
+        if changed {
+            let plan = around.board.facts().plan.clone();
+            if let Some(plan) = plan {
+                self.publish(&plan, around);
+            }
+        }
+        false
+    }
+
+    /// All that the peers that are ready are.
+    fn claims_of_ready(&self, entries: &Entries) -> BTreeSet<ipnet::IpNet> {
+        let nodes = &entries.directory.nodes;
+        let ready = self.ready.iter().filter_map(|name| nodes.get(name));
+        ready
+            .flat_map(|node| {
+                let addresses = node.addresses.iter().copied().map(ipnet::IpNet::from);
+                node.prefixes.iter().copied().chain(addresses)
+            })
+            .collect()
+    }
+
+    /// Everything was taken away.
+    pub(crate) fn removed(&mut self, around: &Around<'_>, failure: Option<&str>) {
+        self.roster = Roster::new(0);
+        self.ready.clear();
+        self.look_at = None;
+        self.publish_removed(around, failure);
+    }
+}
+
+/// MTU in bytes of a tunnel over the link that has the node's address.
+fn mtu(view: &View, node: &NodeName, surroundings: &Surroundings) -> u32 {
+    let none = BTreeMap::new();
+    let nodes = view.nodes.as_ref().unwrap_or(&none);
+    let own = nodes.get(node.as_str()).map(|own| &own.addresses);
+    let links = own.into_iter().flatten();
+    let link = links.filter_map(|address| Some(surroundings.mtu_at(*address)?.1));
+    let by_v6 = (nodes.values()).any(|node| node.addresses.iter().any(IpAddr::is_ipv6));
+    let around = if by_v6 { AROUND_V6 } else { AROUND_V4 };
+    link.min().unwrap_or(ETHERNET).saturating_sub(around)
+}
+
+/// What the nodes show of what a Mesh leaves open.
+fn proposal(view: &View) -> Proposal {
+    let none = BTreeMap::new();
+    Proposal::of(view.nodes.as_ref().unwrap_or(&none), false)
+}
+
+fn rand_seed() -> anyhow::Result<u64> {
+    let mut seed = [0; 8];
+    getrandom::fill(&mut seed)
+        .map_err(|error| anyhow::anyhow!("the system gave no random bytes: {error}"))?;
+    Ok(u64::from_ne_bytes(seed))
+}

@@ -1,0 +1,317 @@
+//! What a node keeps on its disk of the cluster: who it is, its key, what was believed, and what is closed.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use tokio::time::Instant;
+use warren_config::{DeviceStatus, PrivateKey, WallTime};
+use warren_k8s::{Entries, Epoch, Identity, Known, MeshSpec, Snapshot, View};
+use warren_mesh::{Directory, NodeName};
+use warren_state::{StateDir, StateError};
+
+use super::super::wall_time;
+
+/// All of it but the key, as one file.
+const SNAPSHOT: &str = "cluster.json";
+/// On which machine the key was made: a copy of this disk in another must not have the same.
+const MACHINE: &str = "machine-id";
+/// What systemd and container hosts tell machines apart by (machine-id(5)).
+const MACHINE_ID: &str = "/etc/machine-id";
+/// What changes often is written this often at most.
+const PAUSE: Duration = Duration::from_secs(5);
+/// A peer with a handshake no older than this is one there is traffic with.
+const SESSION: Duration = Duration::from_secs(180);
+
+/// What a node remembers of its cluster, also when it starts while the API is away.
+pub(super) struct Memory {
+    node: NodeName,
+    state: StateDir,
+    key: PrivateKey,
+    epoch: Epoch,
+    /// The epoch of this run is in the record.
+    is_published: bool,
+    /// `None` until the API has said which Node this is.
+    kept: Option<Snapshot>,
+    /// What is kept differs from the disk.
+    dirty: bool,
+    written: Option<Instant>,
+}
+
+impl Memory {
+    /// What the disk has, and how long to hold back the new epoch.
+    pub(super) fn load(node: NodeName, state: StateDir) -> anyhow::Result<(Self, Duration)> {
+        let machine = machine_id(Path::new(MACHINE_ID));
+        let made_on = state.read(MACHINE)?;
+        let is_copy = match (&machine, &made_on) {
+            (Some(machine), Some(made_on)) => machine != made_on,
+            // A machine without an id tells nothing.
+            _ => false,
+        };
+        if is_copy {
+            tracing::warn!(
+                "this disk was another machine's: the node gets a key of its own, and starts anew"
+            );
+        }
+        if let Some(machine) = &machine
+            && made_on.as_ref() != Some(machine)
+        {
+            // Before the key, so that a crash between the two makes one more key and no shared one.
+            if is_copy {
+                state.remove(SNAPSHOT)?;
+                replace_key(&state)?;
+            }
+            state.write(MACHINE, machine)?;
+        }
+        let mut kept = match state.read(SNAPSHOT)? {
+            Some(bytes) => match Snapshot::from_bytes(&bytes) {
+                Ok(kept) if kept.identity.node == node => Some(kept),
+                Ok(kept) => {
+                    tracing::warn!(
+                        "what is kept is of node {}, and this is {node}; it starts without",
+                        kept.identity.node
+                    );
+                    None
+                }
+                Err(error) => {
+                    tracing::warn!("{error}; the node waits for the API");
+                    None
+                }
+            },
+            None => None,
+        };
+        let key = match state.private_key() {
+            Ok(key) => key,
+            Err(StateError::Missing { .. }) => replace_key(&state)?,
+            Err(error) => return Err(error.into()),
+        };
+        let now = i64::try_from(wall_time().0.as_secs()).unwrap_or(i64::MAX);
+        let (epoch, hold) = Epoch::next(kept.as_ref().map(|kept| kept.epoch), now);
+        if let Some(kept) = &mut kept {
+            kept.epoch = epoch;
+        }
+        let mut memory = Self {
+            node,
+            state,
+            key,
+            epoch,
+            is_published: false,
+            kept,
+            dirty: false,
+            written: None,
+        };
+        memory.write();
+        Ok((memory, hold))
+    }
+
+    pub(super) fn identity(&self) -> Option<&Identity> {
+        self.kept.as_ref().map(|kept| &kept.identity)
+    }
+
+    pub(super) fn private_key(&self) -> PrivateKey {
+        self.key.clone()
+    }
+
+    pub(super) fn epoch(&self) -> i64 {
+        self.epoch.number
+    }
+
+    pub(super) fn view(&self) -> Option<&View> {
+        self.kept.as_ref().map(|kept| &kept.view)
+    }
+
+    pub(super) fn mesh(&self) -> Option<&MeshSpec> {
+        self.kept.as_ref().and_then(|kept| kept.mesh.as_ref())
+    }
+
+    pub(super) fn known(&self) -> &Known {
+        const NOBODY: &Known = &Known(std::collections::BTreeMap::new());
+        self.kept.as_ref().map_or(NOBODY, |kept| &kept.known)
+    }
+
+    pub(super) fn latched(&self) -> &BTreeSet<IpNet> {
+        const NOTHING: &BTreeSet<IpNet> = &BTreeSet::new();
+        self.kept.as_ref().map_or(NOTHING, |kept| &kept.latched)
+    }
+
+    pub(super) fn is_strict(&self) -> bool {
+        self.kept.as_ref().is_some_and(|kept| kept.strict)
+    }
+
+    pub(super) fn spoke_with(&self, node: &NodeName) -> bool {
+        (self.kept.as_ref()).is_some_and(|kept| kept.spoke_with.contains(node))
+    }
+
+    /// The API says that this node is the Node of this `uid` in this `cluster`. Whether it is another
+    /// than before: then it has another key.
+    pub(super) fn is_of(&mut self, cluster: &str, uid: &str) -> Result<bool, String> {
+        match &self.kept {
+            None => {
+                self.kept = Some(Snapshot {
+                    identity: Identity {
+                        cluster: cluster.to_owned(),
+                        node: self.node.clone(),
+                        uid: uid.to_owned(),
+                    },
+                    mesh: None,
+                    view: View::default(),
+                    known: Known::default(),
+                    latched: BTreeSet::new(),
+                    strict: false,
+                    epoch: self.epoch,
+                    spoke_with: BTreeSet::new(),
+                });
+                self.write();
+                Ok(false)
+            }
+            // Of another cluster nothing is believed, not even this.
+            Some(kept) if kept.identity.cluster != cluster || kept.identity.uid == uid => Ok(false),
+            Some(_) => {
+                tracing::warn!(
+                    uid,
+                    "the Node was made anew: this is another node, with another key"
+                );
+                self.key = replace_key(&self.state).map_err(|error| format!("{error:#}"))?;
+                if let Some(kept) = &mut self.kept {
+                    kept.identity.uid = uid.to_owned();
+                    kept.known.0.remove(&self.node);
+                }
+                self.write();
+                Ok(true)
+            }
+        }
+    }
+
+    /// This Mesh can be used.
+    pub(super) fn took_mesh(&mut self, spec: &MeshSpec) {
+        if let Some(kept) = &mut self.kept
+            && kept.mesh.as_ref() != Some(spec)
+        {
+            kept.mesh = Some(spec.clone());
+            self.dirty = true;
+            self.write_if_due();
+        }
+    }
+
+    /// This view is believed, and these entries follow from it.
+    pub(super) fn believes(&mut self, view: &View, entries: &Entries) {
+        let Some(kept) = &mut self.kept else { return };
+        let known = Known::after(&entries.directory, &entries.uids);
+        if kept.known != known {
+            kept.known = known;
+            self.dirty = true;
+        }
+        if kept.view != *view {
+            kept.view = view.clone();
+            self.dirty = true;
+        }
+        self.write_if_due();
+    }
+
+    /// These prefixes were reached: they are closed from now on, on the disk before anywhere else.
+    /// Whether any is new.
+    pub(super) fn latch(&mut self, reached: BTreeSet<IpNet>) -> bool {
+        let Some(kept) = &mut self.kept else {
+            return false;
+        };
+        let before = kept.latched.len();
+        kept.latched.extend(reached);
+        let is_new = kept.latched.len() != before;
+        if is_new {
+            self.write();
+        }
+        is_new
+    }
+
+    /// The cluster has turned strict, as this node sees it.
+    pub(super) fn turn_strict(&mut self) {
+        if let Some(kept) = &mut self.kept {
+            kept.strict = true;
+            self.write();
+        }
+    }
+
+    /// The operator opens what was closed.
+    pub(super) fn forget_latch(&mut self) {
+        if let Some(kept) = &mut self.kept
+            && (kept.strict || !kept.latched.is_empty())
+        {
+            kept.strict = false;
+            kept.latched.clear();
+            self.write();
+        }
+    }
+
+    /// With whom there is a session now: they are called first after a crash.
+    pub(super) fn speaks(&mut self, device: &DeviceStatus, now: WallTime, directory: &Directory) {
+        let Some(kept) = &mut self.kept else { return };
+        let talks = |key| {
+            let peer = device.peers.get(&key);
+            let handshake = peer.and_then(|peer| peer.last_handshake);
+            handshake.is_some_and(|at| now.0.saturating_sub(at.0) < SESSION)
+        };
+        let spoke_with: BTreeSet<NodeName> = (directory.nodes.iter())
+            .filter(|(_, node)| node.public_key.is_some_and(talks))
+            .map(|(name, _)| name.clone())
+            .collect();
+        if kept.spoke_with != spoke_with {
+            kept.spoke_with = spoke_with;
+            self.dirty = true;
+            self.write_if_due();
+        }
+    }
+
+    /// The new epoch is in the record.
+    pub(super) fn published(&mut self, epoch: i64) {
+        if epoch == self.epoch.number && !self.is_published {
+            self.is_published = true;
+            let now = i64::try_from(wall_time().0.as_secs()).unwrap_or(i64::MAX);
+            self.epoch = self.epoch.published_at(now);
+            if let Some(kept) = &mut self.kept {
+                kept.epoch = self.epoch;
+                self.write();
+            }
+        }
+    }
+
+    /// Writes what had to wait.
+    pub(super) fn tick(&mut self) {
+        self.write_if_due();
+    }
+
+    fn write_if_due(&mut self) {
+        if self.dirty && self.written.is_none_or(|at| at.elapsed() >= PAUSE) {
+            self.write();
+        }
+    }
+
+    fn write(&mut self) {
+        let Some(kept) = &self.kept else { return };
+        self.written = Some(Instant::now());
+        match self.state.write(SNAPSHOT, &kept.to_bytes()) {
+            Ok(()) => self.dirty = false,
+            Err(error) => {
+                self.dirty = true;
+                tracing::warn!("{error}; a restart without the API would know less");
+            }
+        }
+    }
+}
+
+/// A key of this node's own, in the place of whatever was there.
+fn replace_key(state: &StateDir) -> anyhow::Result<PrivateKey> {
+    let mut bytes = zeroize::Zeroizing::new([0; 32]);
+    getrandom::fill(bytes.as_mut_slice())
+        .map_err(|error| anyhow::anyhow!("the system gave no random bytes: {error}"))?;
+    let key = PrivateKey::from_bytes(*bytes);
+    state.replace_private_key(&key)?;
+    Ok(key)
+}
+
+/// What tells this machine from a copy of it, if anything does.
+fn machine_id(path: &Path) -> Option<Vec<u8>> {
+    let bytes = std::fs::read(path).ok()?;
+    let id = bytes.trim_ascii().to_vec();
+    (!id.is_empty() && id != b"uninitialized").then_some(id)
+}

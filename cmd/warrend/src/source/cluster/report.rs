@@ -1,0 +1,314 @@
+//! What the node says of itself: its record in the API, and its status here.
+
+use std::collections::BTreeMap;
+
+use warren_control::status;
+use warren_k8s::{
+    ConditionType, Distrust, Enforcement, Holds, MeshNodeSpec, Mode, NodeFacts, Progress, Stage,
+    Stated, configured,
+};
+use warren_mesh::{NodeName, Place, Plan, Severity};
+
+use super::super::{Around, wall_time};
+use super::{ClusterSource, proposal};
+
+/// Endpoints that a record may have.
+const ENDPOINTS: usize = 8;
+/// Peers that a record names.
+const NAMED: usize = 8;
+
+/// What was said, so that it is not said again.
+#[derive(Default)]
+pub(super) struct Reported {
+    /// The conditions of the record, as they were last wanted.
+    conditions: BTreeMap<ConditionType, Stated>,
+    progress: Progress,
+    /// Since when the mesh is staged here, in seconds since 1970.
+    staged_since: Option<u64>,
+}
+
+impl ClusterSource {
+    /// Keeps this node's record and status as they should be.
+    pub(super) fn publish(&mut self, plan: &Plan, around: &Around<'_>) {
+        let (Some(made), Some(identity)) = (&self.made, self.memory.identity()) else {
+            return;
+        };
+        let enforcement = match made.stage {
+            Stage::Permissive => Enforcement::Permissive,
+            Stage::Staged(_) => Enforcement::Staged,
+            Stage::Strict => Enforcement::Strict,
+        };
+        let is_staged = enforcement == Enforcement::Staged;
+        self.reported.staged_since = is_staged.then(|| {
+            let now = wall_time().0.as_secs();
+            self.reported.staged_since.unwrap_or(now)
+        });
+        let expected = plan.peers.values().filter(|peer| peer.public_key.is_some());
+        self.reported.progress = Progress {
+            peers_expected: u32::try_from(expected.count()).unwrap_or(u32::MAX),
+            peers_ready: u32::try_from(self.ready.len()).unwrap_or(u32::MAX),
+            unreached: Some(self.unreached(plan)),
+            enforcement: Some(enforcement),
+            latched: self.memory.is_strict(),
+        };
+        self.reported.conditions = self.conditions(plan, around);
+        let facts = self.own_facts();
+        let endpoints = facts.map(|facts| facts.addresses.iter().take(ENDPOINTS));
+        let key = self.memory.private_key();
+        let spec = MeshNodeSpec {
+            node_uid: identity.uid.clone(),
+            public_key: key.public().to_string(),
+            endpoints: endpoints
+                .into_iter()
+                .flatten()
+                .map(ToString::to_string)
+                .collect(),
+            port: plan.device.listen_port,
+            mode: made.settings.mode,
+            mtu: plan.host.mtu,
+            epoch: self.memory.epoch(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        self.publisher.want(
+            &identity.uid,
+            spec,
+            self.reported.progress.clone(),
+            self.reported.conditions.clone(),
+        );
+        self.post(around);
+    }
+
+    /// The record of a node that has taken everything away.
+    pub(super) fn publish_removed(&mut self, around: &Around<'_>, failure: Option<&str>) {
+        let Some(identity) = self.memory.identity() else {
+            return;
+        };
+        let gone = failure.is_none();
+        self.reported.staged_since = None;
+        self.reported.progress = Progress {
+            enforcement: gone.then_some(Enforcement::Removed),
+            ..Progress::default()
+        };
+        let removed = Stated {
+            holds: Holds::False,
+            reason: if gone { "Removed" } else { "NotRemoved" }.to_owned(),
+            message: failure
+                .unwrap_or("the Mesh says Removed: nothing of Warren is on this node")
+                .to_owned(),
+        };
+        self.reported.conditions = BTreeMap::from([(ConditionType::Ready, removed)]);
+        let Some(spec) = self
+            .believed
+            .as_ref()
+            .and_then(|view| view.mesh.clone().flatten())
+        else {
+            return;
+        };
+        let spec = MeshNodeSpec {
+            node_uid: identity.uid.clone(),
+            public_key: self.memory.private_key().public().to_string(),
+            endpoints: Vec::new(),
+            port: spec.port,
+            mode: spec.mode.unwrap_or(Mode::Route),
+            mtu: spec.mtu.unwrap_or(super::ETHERNET - super::AROUND_V6),
+            epoch: self.memory.epoch(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        self.publisher.want(
+            &identity.uid,
+            spec,
+            self.reported.progress.clone(),
+            self.reported.conditions.clone(),
+        );
+        self.post(around);
+    }
+
+    fn own_facts(&self) -> Option<&NodeFacts> {
+        let nodes = self.believed.as_ref()?.nodes.as_ref()?;
+        nodes.get(self.node.as_str())
+    }
+
+    /// Peers on Ready nodes of which something may still be reached in the clear.
+    fn unreached(&self, plan: &Plan) -> Vec<String> {
+        let nodes = self.believed.as_ref().and_then(|view| view.nodes.as_ref());
+        let is_ready = |name: &NodeName| {
+            nodes.is_some_and(|nodes| nodes.get(name.as_str()).is_some_and(|node| node.ready))
+        };
+        let latched = self.memory.latched();
+        let is_reached = |name: &NodeName, key| {
+            let claims = plan.device.peers.get(&key);
+            let claims = claims.into_iter().flat_map(|peer| &peer.allowed_ips);
+            self.ready.contains(name) || {
+                let mut claims = claims.peekable();
+                claims.peek().is_some() && claims.all(|claim| latched.contains(claim))
+            }
+        };
+        (plan.peers.iter())
+            .filter(|(name, peer)| {
+                peer.public_key
+                    .is_some_and(|key| is_ready(name) && !is_reached(name, key))
+            })
+            .map(|(name, _)| name.to_string())
+            .take(NAMED)
+            .collect()
+    }
+
+    fn conditions(&self, plan: &Plan, around: &Around<'_>) -> BTreeMap<ConditionType, Stated> {
+        let stated = |holds, reason: &str, message: String| Stated {
+            holds,
+            reason: reason.to_owned(),
+            message,
+        };
+        let mut conditions = BTreeMap::new();
+
+        let Progress {
+            peers_expected,
+            peers_ready,
+            ..
+        } = self.reported.progress;
+        let unready: Vec<&str> = (plan.peers.iter())
+            .filter(|(name, peer)| peer.public_key.is_some() && !self.ready.contains(*name))
+            .map(|(name, _)| name.as_str())
+            .take(NAMED)
+            .collect();
+        let why = around.board.facts().unready.clone();
+        conditions.insert(
+            ConditionType::Ready,
+            match why {
+                Some(why) => stated(Holds::False, "NodeUnready", why),
+                None if peers_ready < peers_expected => stated(
+                    Holds::False,
+                    "PeersUnready",
+                    format!("no tunnel to {} and maybe others", unready.join(", ")),
+                ),
+                None => stated(
+                    Holds::True,
+                    "PeersReady",
+                    "the tunnel is up and every expected peer is ready".to_owned(),
+                ),
+            },
+        );
+
+        let view = self.believed.as_ref();
+        let mesh = view.and_then(|view| view.mesh.as_ref()?.as_ref());
+        let mesh = mesh.or(self.memory.mesh());
+        conditions.insert(
+            ConditionType::Configured,
+            match (&self.refused[..], &self.unusable, view) {
+                ([], None, Some(view)) => configured(mesh, Ok(&()), &proposal(view)),
+                (refused, ..) => stated(Holds::False, "Unusable", refused.join("; ")),
+            },
+        );
+
+        conditions.insert(
+            ConditionType::Synced,
+            match &self.distrust {
+                None => stated(
+                    Holds::True,
+                    "Synced",
+                    "what the API says is complete and of this cluster".to_owned(),
+                ),
+                Some(distrust @ Distrust::Partial(_)) => {
+                    stated(Holds::Unknown, "Partial", distrust.to_string())
+                }
+                Some(distrust) => stated(Holds::False, "Distrusted", distrust.to_string()),
+            },
+        );
+
+        let of_this = |place: &Place| *place == Place::Node(self.node.clone());
+        let claims: Vec<String> = (plan.problems.iter())
+            .filter(|problem| {
+                problem.severity() == Severity::Error && of_this(&problem.subject.place)
+            })
+            .map(ToString::to_string)
+            .collect();
+        conditions.insert(
+            ConditionType::ClaimsAccepted,
+            match claims.is_empty() {
+                true => stated(
+                    Holds::True,
+                    "Accepted",
+                    "no other node claims this one's key or prefixes".to_owned(),
+                ),
+                false => stated(Holds::False, "Contested", claims.join("; ")),
+            },
+        );
+        conditions
+    }
+
+    /// Posts the node's part in the cluster for those who ask on this host.
+    pub(super) fn post(&mut self, around: &Around<'_>) {
+        let report = self.publisher.report();
+        if let Some(epoch) = report.epoch {
+            self.memory.published(epoch);
+        }
+        let progress = &self.reported.progress;
+        let now = wall_time().0.as_secs();
+        let api = self.feed.health().0.into_iter().map(|(kind, health)| {
+            let silent = health.silent.unwrap_or_else(|| self.started.elapsed());
+            let feed = status::Feed {
+                staleness_s: silent.as_secs(),
+                error: health.error,
+            };
+            (kind.to_owned(), feed)
+        });
+        let conditions = self
+            .reported
+            .conditions
+            .iter()
+            .map(|(kind, stated)| status::Condition {
+                kind: kind.to_string(),
+                status: match stated.holds {
+                    Holds::True => status::ConditionStatus::True,
+                    Holds::False => status::ConditionStatus::False,
+                    Holds::Unknown => status::ConditionStatus::Unknown,
+                },
+                reason: stated.reason.clone(),
+                message: stated.message.clone(),
+            });
+        let cluster = status::Cluster {
+            enforcement: progress.enforcement.map(|enforcement| match enforcement {
+                Enforcement::Staged => status::Enforcement::Staged,
+                Enforcement::Strict => status::Enforcement::Strict,
+                Enforcement::Permissive => status::Enforcement::Permissive,
+                Enforcement::Removed => status::Enforcement::Removed,
+            }),
+            staged_s: self
+                .reported
+                .staged_since
+                .map(|since| now.saturating_sub(since)),
+            latched: progress.latched,
+            latched_prefixes: u32::try_from(self.memory.latched().len()).unwrap_or(u32::MAX),
+            peers_expected: progress.peers_expected,
+            peers_ready: progress.peers_ready,
+            api: api.collect(),
+            key_changes: self.key_changes,
+            epoch: report.epoch,
+            conditions: conditions.collect(),
+        };
+        let mut facts = around.board.facts();
+        facts.cluster = Some(cluster);
+        facts.ready_peers = Some(self.ready.iter().map(ToString::to_string).collect());
+    }
+
+    /// What is not as it should be beyond the plan, a sentence each.
+    pub(crate) fn complaints(&self) -> Vec<String> {
+        let mut complaints = Vec::new();
+        complaints.extend(self.publisher.report().error);
+        match &self.distrust {
+            Some(distrust) if !matches!(distrust, Distrust::Partial(_)) => {
+                complaints.push(format!("all stays as it is, since {distrust}"));
+            }
+            _ => {}
+        }
+        if let Some((interface, behind, mtu)) = &self.larger_behind {
+            complaints.push(format!(
+                "{interface} leads to this node's pods with an MTU of {behind}, and the tunnel has {mtu}; give                  pods at most that, or their large packets are sent twice"
+            ));
+        }
+        if let Some(Stage::Staged(holdups)) = self.made.as_ref().map(|made| &made.stage) {
+            complaints.push(format!("the mesh is staged: {holdups}"));
+        }
+        complaints
+    }
+}

@@ -1,0 +1,389 @@
+//! The cluster of the drawing.
+
+use std::fs;
+use std::io::{self, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{self, Command};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Node as NodeObject;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::{Api, ResourceExt as _};
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+use warren_control::status::Status;
+use warren_k8s::{Access, Mesh, MeshNode};
+use warren_tests_apiserver::{Cluster, Options, Server, object};
+use warren_tests_lab::patiently;
+use warren_tests_mesh::{Daemon, Host, Wiretap, listen, warrend};
+
+use crate::Way;
+
+/// All pods.
+pub const PODS: [&str; 2] = ["10.244.0.0/16", "fd00:10:244::/48"];
+/// How long anything may take that a daemon does at once.
+const AT_ONCE: Duration = Duration::from_secs(15);
+
+/// The cluster of the drawing, gone when it is dropped.
+pub struct Lab {
+    /// Where frames pass between nodes.
+    pub underlay: Host,
+    /// The API server.
+    pub server: Arc<Server>,
+    /// What is in it.
+    pub cluster: Cluster,
+    runtime: Runtime,
+    scratch: Scratch,
+    wiretap: Option<Wiretap>,
+}
+
+/// A node with a pod.
+pub struct Node {
+    /// The name of its `Node`.
+    pub name: String,
+    /// The last number of its addresses.
+    pub number: u8,
+    /// The host itself.
+    pub host: Host,
+    /// Its pod.
+    pub pod: Host,
+    /// The state directory of its daemon.
+    pub state: PathBuf,
+    way: Option<Way>,
+    daemon: Option<Daemon>,
+    server: SocketAddr,
+    log: PathBuf,
+    kubeconfig: PathBuf,
+}
+
+/// Gone when it is dropped.
+struct Scratch(PathBuf);
+
+impl Lab {
+    /// A cluster with no node, and no Mesh.
+    pub fn new() -> Self {
+        Self::with(Options::default())
+    }
+
+    /// The same, on another server.
+    pub fn with(options: Options) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let scratch = std::env::temp_dir().join(format!("wcl-{}-{count}", process::id()));
+        fs::create_dir(&scratch).expect("a temporary directory");
+        let runtime = Runtime::new().expect("a runtime");
+        let server = Arc::new(runtime.block_on(Server::start(options)));
+        let cluster = runtime.block_on(async {
+            let cluster = Cluster::bare(server.clone());
+            cluster.install().await;
+            let nodes: Api<NodeObject> = Api::all(cluster.admin.clone());
+            // It was for the installation alone.
+            let installed = nodes.delete("installed", &DeleteParams::default()).await;
+            installed.expect("it is there");
+            cluster
+        });
+        let underlay = Host::new();
+        underlay.run(
+            "ip link set lo up
+            ip link add bridge type bridge
+            ip link set bridge up
+            ip addr add 192.0.2.254/24 dev bridge
+            ip addr add 2001:db8::fe/64 dev bridge nodad",
+        );
+        Self {
+            underlay,
+            server,
+            cluster,
+            runtime,
+            scratch: Scratch(scratch),
+            wiretap: None,
+        }
+    }
+
+    /// A cluster of this many nodes with their daemons, and a Mesh of this enforcement.
+    pub fn of(nodes: u8, enforcement: &str) -> (Self, Vec<Node>) {
+        let lab = Self::new();
+        lab.mesh(json!({"podPrefixes": PODS, "enforcement": enforcement}));
+        let mut nodes: Vec<Node> = (1..=nodes).map(|number| lab.join(number)).collect();
+        for node in &mut nodes {
+            node.start();
+        }
+        (lab, nodes)
+    }
+
+    /// Waits for what the API server does.
+    pub fn wait<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.block_on(work)
+    }
+
+    /// Applies the Mesh with this spec, as an operator does.
+    pub fn mesh(&self, spec: Value) {
+        self.try_mesh(spec).expect("the Mesh is taken");
+    }
+
+    /// The same, where it may be refused.
+    pub fn try_mesh(&self, spec: Value) -> kube::Result<()> {
+        let mesh = object(json!({
+            "apiVersion": "mesh.warren.dev/v1alpha1",
+            "kind": "Mesh",
+            "metadata": {"name": "default"},
+            "spec": spec,
+        }));
+        self.wait(self.cluster.apply(&mesh)).map(|_| ())
+    }
+
+    /// The Meshes.
+    pub fn meshes(&self) -> Api<Mesh> {
+        Api::all(self.cluster.admin.clone())
+    }
+
+    /// The `Node` objects.
+    pub fn nodes(&self) -> Api<NodeObject> {
+        Api::all(self.cluster.admin.clone())
+    }
+
+    /// What a daemon publishes.
+    pub fn record(&self, name: &str) -> Option<MeshNode> {
+        let records: Api<MeshNode> = Api::all(self.cluster.admin.clone());
+        self.wait(records.get_opt(name))
+            .expect("the server answers")
+    }
+
+    /// A host with its pod, its `Node`, and a way to the API server. Its daemon is not started.
+    pub fn join(&self, number: u8) -> Node {
+        let name = format!("n{number}");
+        let host = Host::new();
+        let pod = Host::new();
+        let (pid, pod_pid) = (host.pid(), pod.pid());
+        self.underlay.run(&format!(
+            "ip link add to-{name} type veth peer name eth0 netns {pid}
+            ip link set to-{name} master bridge up"
+        ));
+        let others: String = (1..=9)
+            .filter(|other| *other != number)
+            .map(|other| {
+                format!(
+                    "ip route add 10.244.{other}.0/24 via 192.0.2.{other}
+                    ip route add fd00:10:244:{other}::/64 via 2001:db8::{other}\n"
+                )
+            })
+            .collect();
+        host.run(&format!(
+            "ip link set lo up
+            echo 1 > /proc/sys/net/ipv4/conf/all/rp_filter
+            ip link set eth0 up
+            ip addr add 192.0.2.{number}/24 dev eth0
+            ip addr add 2001:db8::{number}/64 dev eth0 nodad
+            ip route add default via 192.0.2.254
+            ip route add default via 2001:db8::fe
+            ip link add pod type veth peer name eth0 netns {pod_pid}
+            ip link set pod up
+            ip addr add 10.244.{number}.1/24 dev pod
+            ip addr add fd00:10:244:{number}::1/64 dev pod nodad
+            {others}"
+        ));
+        pod.run(&format!(
+            "ip link set lo up
+            ip link set eth0 up
+            ip addr add 10.244.{number}.5/24 dev eth0
+            ip addr add fd00:10:244:{number}::5/64 dev eth0 nodad
+            ip route add default via 10.244.{number}.1
+            ip route add default via fd00:10:244:{number}::1"
+        ));
+        self.add_node(&name, number);
+        let kubeconfig = self.credentials(&name);
+        let server = server_of(&kubeconfig);
+        let scratch = &self.scratch.0;
+        Node {
+            way: Some(Way::open(&host, server)),
+            state: scratch.join(&name),
+            log: scratch.join(format!("{name}.log")),
+            daemon: None,
+            name,
+            number,
+            host,
+            pod,
+            server,
+            kubeconfig,
+        }
+    }
+
+    /// Makes the `Node` of a host; its uid.
+    pub fn add_node(&self, name: &str, number: u8) -> String {
+        let prefixes = [
+            format!("10.244.{number}.0/24"),
+            format!("fd00:10:244:{number}::/64"),
+        ];
+        let node = object(json!({
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": name},
+            "spec": {"podCIDR": prefixes[0], "podCIDRs": prefixes},
+            "status": {
+                "addresses": [
+                    {"type": "InternalIP", "address": format!("192.0.2.{number}")},
+                    {"type": "InternalIP", "address": format!("2001:db8::{number}")},
+                ],
+                "conditions": [{"type": "Ready", "status": "True"}],
+            },
+        }));
+        let node = self.wait(self.nodes().create(&PostParams::default(), &node));
+        node.expect("a Node").uid().expect("it has one")
+    }
+
+    /// Changes the status of a `Node`, as its kubelet does.
+    pub fn patch_node_status(&self, name: &str, status: &Value) {
+        let patch = Patch::Merge(json!({"status": status}));
+        let nodes = self.nodes();
+        let by = PatchParams::default();
+        let patched = nodes.patch_status(name, &by, &patch);
+        self.wait(patched).expect("the Node is there");
+    }
+
+    /// A new pod of a node's daemon: what its token is in.
+    pub fn credentials(&self, name: &str) -> PathBuf {
+        let daemon = self.wait(self.cluster.daemon(name));
+        match daemon.access(&self.cluster) {
+            Access::Kubeconfig(path) => path,
+            Access::InCluster => panic!("these tests are no pod"),
+        }
+    }
+
+    /// Listens on the underlay from now on.
+    pub fn listen(&mut self) {
+        self.wiretap = Some(listen(&self.underlay, &PODS));
+    }
+
+    /// Listens no more: that tunnels were seen, and nothing of pods in the clear.
+    #[track_caller]
+    pub fn assert_closed(&mut self) {
+        let wiretap = self.wiretap.take().expect("it listens");
+        wiretap.stop().assert_closed();
+    }
+
+    /// Waits until all of these are so ready as they expect of each other.
+    #[track_caller]
+    pub fn settle(&self, nodes: &[Node]) {
+        for node in nodes {
+            let others = nodes.len() as u32 - 1;
+            node.until(&format!("{} has reached {others}", node.name), |status| {
+                let cluster = status.cluster.as_ref();
+                cluster.is_some_and(|cluster| {
+                    (cluster.peers_ready, cluster.peers_expected) == (others, others)
+                })
+            });
+        }
+    }
+}
+
+impl Default for Lab {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Node {
+    /// The addresses of its pod.
+    pub fn pod_addresses(&self) -> [String; 2] {
+        let number = self.number;
+        [
+            format!("10.244.{number}.5"),
+            format!("fd00:10:244:{number}::5"),
+        ]
+    }
+
+    /// Starts its daemon.
+    pub fn start(&mut self) {
+        assert!(self.daemon.is_none(), "it runs");
+        let mut command = self.command();
+        self.daemon = Some(Daemon::spawn(&self.host, &self.log, &mut command));
+    }
+
+    /// How its daemon is started.
+    pub fn command(&self) -> Command {
+        let mut command = self.host.command(warrend());
+        command.arg("--kubeconfig").arg(&self.kubeconfig);
+        command.args(["--node", &self.name, "--workers", "1"]);
+        command.args(["--http", "127.0.0.1:9586", "--state"]);
+        command.arg(&self.state);
+        command
+    }
+
+    /// Its daemon.
+    #[track_caller]
+    pub fn daemon(&self) -> &Daemon {
+        self.daemon.as_ref().expect("it runs")
+    }
+
+    /// Ends its daemon by this signal.
+    #[track_caller]
+    pub fn end(&mut self, signal: rustix::process::Signal) {
+        let daemon = self.daemon.take().expect("it runs");
+        daemon.end(signal);
+    }
+
+    /// Waits until its daemon's status is so; how long it took.
+    #[track_caller]
+    pub fn until(&self, what: &str, is_so: impl Fn(&Status) -> bool) -> Duration {
+        let mut last = None;
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            patiently(what, AT_ONCE, || {
+                last = self.daemon().ask();
+                last.as_ref().is_some_and(&is_so)
+            })
+        }));
+        outcome.unwrap_or_else(|_| panic!("{what}: {last:#?}\n{}", self.log()))
+    }
+
+    /// What its daemons have logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// From now on the API server is away for this node.
+    pub fn shut_way(&mut self) {
+        self.way = None;
+    }
+
+    /// The API server is back for this node.
+    pub fn open_way(&mut self) {
+        self.way = Some(Way::open(&self.host, self.server));
+    }
+
+    /// Its daemon has other credentials from its next start on.
+    pub fn credit(&mut self, kubeconfig: PathBuf) {
+        self.kubeconfig = kubeconfig;
+    }
+
+    /// What its daemon answers to this request by HTTP.
+    pub fn http(&self, path: &str) -> String {
+        let request = format!("GET {path} HTTP/1.0\r\n\r\n");
+        let asked = self.host.thread(move || {
+            let mut stream = TcpStream::connect("127.0.0.1:9586")?;
+            stream.write_all(request.as_bytes())?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            io::Result::Ok(answer)
+        });
+        let answer = asked.join().expect("nobody panics");
+        answer.unwrap_or_else(|error| panic!("{error}: {}", self.log()))
+    }
+}
+
+/// Where a kubeconfig says that the server is.
+fn server_of(kubeconfig: &Path) -> SocketAddr {
+    let text = fs::read_to_string(kubeconfig).expect("it was just written");
+    let config: Value = serde_json::from_str(&text).expect("JSON is YAML");
+    let url = config["clusters"][0]["cluster"]["server"].as_str();
+    let address = url.and_then(|url| url.strip_prefix("https://")?.parse().ok());
+    address.expect("an address with a port")
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}

@@ -1,0 +1,3 @@
+//! What a cluster's operator relies on, in namespaces with a real API server.
+
+mod join;
