@@ -295,6 +295,17 @@ impl Node {
         ]
     }
 
+    /// The pods of both talk to each other for a while, both families.
+    #[track_caller]
+    pub fn talk_to(&self, other: &Self) {
+        for (from, to) in [(self, other), (other, self)] {
+            for address in to.pod_addresses() {
+                from.pod
+                    .run(&format!("ping -q -c 5 -i 0.02 -W 2 {address}"));
+            }
+        }
+    }
+
     /// Starts its daemon.
     pub fn start(&mut self) {
         assert!(self.daemon.is_none(), "it runs");

@@ -92,6 +92,15 @@ impl Flow {
         })
     }
 
+    /// Waits until the next one arrives; how long it took.
+    #[track_caller]
+    pub fn next(&self) -> Duration {
+        let before = self.arrivals.count();
+        patiently("the flow goes on", Duration::from_secs(10), || {
+            self.arrivals.count() > before
+        })
+    }
+
     /// Ends, and every one has arrived.
     #[track_caller]
     pub fn end_whole(self) {

@@ -1,3 +1,7 @@
 //! What a cluster's operator relies on, in namespaces with a real API server.
 
+mod api;
+mod crash;
+mod enforcement;
+mod identity;
 mod join;

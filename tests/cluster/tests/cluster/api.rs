@@ -1,0 +1,184 @@
+//! An API server that is away, forgets, or says nonsense.
+
+use std::time::Duration;
+
+use kube::api::{DeleteParams, ListParams};
+use kube::{Api, ResourceExt as _};
+use serde_json::json;
+use warren_k8s::MeshNode;
+use warren_tests_cluster::{Flow, Lab, PODS, patiently};
+
+#[test]
+fn an_api_server_that_is_away_changes_nothing_and_is_followed_when_it_is_back() {
+    let (mut lab, mut nodes) = Lab::of(2, "Strict");
+    lab.settle(&nodes);
+    lab.listen();
+    let flow = Flow::start(&nodes[0].pod, &nodes[1].pod, "10.244.2.5");
+    lab.server.halt();
+    for node in &nodes {
+        node.until("it says that the API is away", |status| {
+            let api = status.cluster.as_ref().map(|cluster| &cluster.api);
+            api.is_some_and(|api| api.values().any(|feed| feed.error.is_some()))
+        });
+        assert!(
+            node.http("/readyz").starts_with("HTTP/1.1 200"),
+            "{}",
+            node.http("/readyz")
+        );
+    }
+    // Also for one that starts meanwhile.
+    nodes[1].end(rustix::process::Signal::TERM);
+    nodes[1].start();
+    flow.go_on();
+    lab.wait(lab.server.resume());
+    let mut newcomer = lab.join(3);
+    newcomer.start();
+    nodes.push(newcomer);
+    lab.settle(&nodes);
+    flow.go_on();
+    flow.stop();
+    lab.assert_closed();
+}
+
+#[test]
+fn an_api_server_with_other_data_takes_no_peer_away() {
+    let (mut lab, nodes) = Lab::of(2, "Strict");
+    lab.settle(&nodes);
+    lab.listen();
+    let flow = Flow::start(&nodes[0].pod, &nodes[1].pod, "10.244.2.5");
+    lab.server.halt();
+    lab.server.wipe();
+    lab.wait(lab.server.resume());
+    lab.wait(lab.cluster.install());
+    for node in &nodes {
+        // Until somebody gives it a token that is of use there.
+        node.until("it is refused", |status| {
+            let api = status.cluster.as_ref().map(|cluster| &cluster.api);
+            let error = api.and_then(|api| api.get("nodes")?.error.clone());
+            error.is_some_and(|error| error.contains("401"))
+        });
+        lab.add_node(&node.name, node.number);
+        lab.credentials(&node.name);
+        node.until("it does not believe it", |status| {
+            (status.problems.iter()).any(|problem| problem.contains("kube-system"))
+        });
+    }
+    flow.go_on();
+    flow.end_whole();
+    lab.assert_closed();
+}
+
+#[test]
+fn an_api_without_nodes_and_records_takes_no_peer_away() {
+    let (mut lab, nodes) = Lab::of(2, "Strict");
+    lab.settle(&nodes);
+    lab.listen();
+    let flow = Flow::start(&nodes[0].pod, &nodes[1].pod, "10.244.2.5");
+    let (by, all) = (DeleteParams::default(), ListParams::default());
+    let (api, records) = (lab.nodes(), Api::<MeshNode>::all(lab.cluster.admin.clone()));
+    lab.wait(async {
+        api.delete_collection(&by, &all)
+            .await
+            .expect("the operator may");
+        records
+            .delete_collection(&by, &all)
+            .await
+            .expect("the operator may");
+    });
+    for node in &nodes {
+        node.until("it does not believe it", |status| {
+            let why = format!("there is no Node {}", node.name);
+            status.problems.iter().any(|problem| problem.contains(&why))
+        });
+    }
+    flow.go_on();
+    flow.end_whole();
+    lab.assert_closed();
+}
+
+#[test]
+fn records_that_somebody_deletes_come_back_and_nobody_is_cut_off() {
+    let (mut lab, nodes) = Lab::of(2, "Strict");
+    lab.settle(&nodes);
+    lab.listen();
+    let flow = Flow::start(&nodes[0].pod, &nodes[1].pod, "10.244.2.5");
+    let records: Api<MeshNode> = Api::all(lab.cluster.admin.clone());
+    let (by, all) = (DeleteParams::default(), ListParams::default());
+    let deleted = records.delete_collection(&by, &all);
+    lab.wait(deleted).expect("the operator may");
+    patiently("they come back", Duration::from_secs(15), || {
+        nodes.iter().all(|node| lab.record(&node.name).is_some())
+    });
+    flow.end_whole();
+    lab.assert_closed();
+}
+
+#[test]
+fn at_rest_nothing_is_written() {
+    let (lab, nodes) = Lab::of(2, "Strict");
+    lab.settle(&nodes);
+    let versions = || -> Vec<Option<String>> {
+        let version = |name: &str| {
+            lab.record(name)
+                .and_then(|record| record.resource_version())
+        };
+        nodes.iter().map(|node| version(&node.name)).collect()
+    };
+    let writes = || -> Vec<String> {
+        let monitor = |name: &str| format!("{name}: {:?}", lab.record(name).map(|it| it.spec));
+        nodes.iter().map(|node| monitor(&node.name)).collect()
+    };
+    // Counts settle, at most once in ten seconds.
+    patiently(
+        "both say that they are ready",
+        Duration::from_secs(30),
+        || {
+            nodes.iter().all(|node| {
+                let status = lab.record(&node.name).and_then(|record| record.status);
+                status.is_some_and(|status| status.peers_ready == 1)
+            })
+        },
+    );
+    let (before, spec) = (versions(), writes());
+    let watched = nodes[0].host.run(
+        "timeout 20 ip monitor link address route rule 2>/dev/null || :
+        timeout 1 nft monitor 2>/dev/null || :",
+    );
+    assert_eq!(watched, "", "nothing of the host is changed");
+    assert_eq!((versions(), writes()), (before, spec));
+}
+
+#[test]
+fn a_mesh_that_cannot_work_is_refused_with_a_sentence_and_the_last_good_one_stays() {
+    let (mut lab, nodes) = Lab::of(2, "Strict");
+    lab.settle(&nodes);
+    lab.listen();
+    let flow = Flow::start(&nodes[0].pod, &nodes[1].pod, "10.244.2.5");
+    // The schema cannot know of the underlay.
+    lab.mesh(json!({"podPrefixes": ["10.244.0.0/16", "192.0.0.0/8"], "enforcement": "Strict"}));
+    for node in &nodes {
+        node.until("it says what is wrong", |status| {
+            let why = status.unready.as_deref().unwrap_or_default();
+            why.contains("192.0.0.0/8")
+        });
+        assert!(
+            node.http("/readyz").contains("192.0.0.0/8"),
+            "{}",
+            node.http("/readyz")
+        );
+        patiently("its record says so, too", Duration::from_secs(15), || {
+            let status = lab.record(&node.name).and_then(|record| record.status);
+            let conditions = status.map(|status| status.conditions).unwrap_or_default();
+            conditions.iter().any(|condition| {
+                condition.type_ == "Configured" && condition.message.contains("192.0.0.0/8")
+            })
+        });
+    }
+    flow.go_on();
+    lab.mesh(json!({"podPrefixes": PODS, "enforcement": "Strict"}));
+    for node in &nodes {
+        node.until("it is ready again", |status| status.unready.is_none());
+    }
+    flow.end_whole();
+    lab.assert_closed();
+}

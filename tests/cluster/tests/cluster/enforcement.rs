@@ -1,0 +1,165 @@
+//! Staged, Strict, Permissive, Removed, and exceptions.
+
+use std::time::Duration;
+
+use serde_json::json;
+use warren_control::status::{Enforcement, Status};
+use warren_tests_cluster::{Flood, Lab, Node, PODS, patiently};
+
+fn enforces(status: &Status, enforcement: Enforcement) -> bool {
+    let cluster = status.cluster.as_ref();
+    cluster.is_some_and(|cluster| cluster.enforcement == Some(enforcement))
+}
+
+fn all_enforce(nodes: &[Node], enforcement: Enforcement) {
+    for node in nodes {
+        node.until(&format!("{} is {enforcement:?}", node.name), |status| {
+            enforces(status, enforcement)
+        });
+    }
+}
+
+#[test]
+fn a_staged_cluster_turns_strict_by_itself_once_all_have_reached_all() {
+    let lab = Lab::new();
+    lab.mesh(json!({"podPrefixes": PODS}));
+    let mut nodes: Vec<Node> = (1..=3).map(|number| lab.join(number)).collect();
+    // Before there is any daemon all goes in the clear, and none of it stops while they come.
+    assert!(nodes[0].pod.reaches("10.244.2.5"));
+    nodes[0].start();
+    nodes[1].start();
+    all_enforce(&nodes[..2], Enforcement::Staged);
+    patiently(
+        "the first two have reached each other",
+        Duration::from_secs(15),
+        || {
+            let latched =
+                |node: &Node| node.daemon().status().cluster.map(|it| it.latched_prefixes);
+            nodes[..2].iter().all(|node| latched(node) > Some(0))
+        },
+    );
+    // n3 has no daemon and holds them up, and is reached in the clear.
+    assert!(nodes[0].pod.reaches("10.244.3.5"));
+    assert!(nodes[2].pod.reaches("fd00:10:244:2::5"));
+    let held_up = nodes[0].daemon().status().problems;
+    assert!(
+        held_up.iter().any(|problem| problem.contains("node n3")),
+        "{held_up:?}"
+    );
+    all_enforce(&nodes[..2], Enforcement::Staged);
+
+    nodes[2].start();
+    all_enforce(&nodes, Enforcement::Strict);
+    for node in &nodes {
+        patiently("its record says so", Duration::from_secs(15), || {
+            let status = lab.record(&node.name).and_then(|record| record.status);
+            status.is_some_and(|status| status.latched)
+        });
+    }
+    assert!(nodes[2].pod.reaches("10.244.1.5"));
+}
+
+#[test]
+fn what_a_staged_node_once_reached_is_never_sent_in_the_clear_again() {
+    let lab = Lab::new();
+    // A third node without a daemon keeps the cluster staged.
+    lab.mesh(json!({"podPrefixes": PODS}));
+    lab.add_node("n9", 9);
+    let mut nodes: Vec<Node> = (1..=2).map(|number| lab.join(number)).collect();
+    for node in &mut nodes {
+        node.start();
+    }
+    lab.settle(&nodes);
+    let latched = |status: &Status| {
+        status
+            .cluster
+            .as_ref()
+            .is_some_and(|it| it.latched_prefixes > 0)
+    };
+    for node in &nodes {
+        node.until("it has latched", latched);
+        node.until("and is staged", |status| {
+            enforces(status, Enforcement::Staged)
+        });
+    }
+    assert!(nodes[0].pod.reaches("10.244.2.5"));
+    let mut lab = lab;
+    lab.listen();
+    let floods: Vec<Flood> = (nodes.iter().zip(nodes.iter().rev()))
+        .map(|(from, to)| Flood::start(&from.pod, &to.pod_addresses()))
+        .collect();
+    // The daemon dies, and its interface, and it comes back without the API; its peer's key is gone.
+    nodes[0].end(rustix::process::Signal::KILL);
+    nodes[0].host.run("ip link del warren0");
+    for flood in &floods {
+        flood.go_on();
+    }
+    nodes[0].shut_way();
+    nodes[0].start();
+    nodes[0].until("it has its peer from its disk", |status| {
+        status
+            .cluster
+            .as_ref()
+            .is_some_and(|it| it.peers_expected == 1)
+    });
+    patiently("it is reached again", Duration::from_secs(15), || {
+        nodes[1].pod.reaches("10.244.1.5")
+    });
+    for flood in floods {
+        flood.go_on();
+        flood.stop();
+    }
+    lab.assert_closed();
+}
+
+#[test]
+fn exceptions_are_reached_in_the_clear_and_all_else_stays_closed() {
+    let lab = Lab::new();
+    let mut nodes: Vec<Node> = (1..=3).map(|number| lab.join(number)).collect();
+    lab.mesh(json!({
+        "podPrefixes": PODS,
+        "enforcement": "Strict",
+        "exceptions": {"nodes": ["n3"]},
+    }));
+    for node in &mut nodes {
+        node.start();
+    }
+    lab.settle(&nodes[..2]);
+    let mut lab = lab;
+    assert!(nodes[0].pod.reaches("10.244.3.5"));
+    assert!(nodes[2].pod.reaches("fd00:10:244:2::5"));
+    lab.listen();
+    nodes[0].talk_to(&nodes[1]);
+    lab.assert_closed();
+}
+
+#[test]
+fn removed_leaves_nothing_on_any_node_and_says_so() {
+    let (lab, nodes) = Lab::of(2, "Strict");
+    lab.settle(&nodes);
+    lab.mesh(json!({"podPrefixes": PODS, "enforcement": "Removed"}));
+    for node in &nodes {
+        patiently("its record says so", Duration::from_secs(15), || {
+            let status = lab.record(&node.name).and_then(|record| record.status);
+            let enforcement = status.and_then(|status| status.enforcement);
+            enforcement == Some(warren_k8s::Enforcement::Removed)
+        });
+        let left = node.host.run(
+            "ip -o link show type tun
+            ip rule show; ip -6 rule show
+            nft list tables",
+        );
+        assert!(
+            !left.contains("warren") && !left.contains("51880"),
+            "{left}"
+        );
+    }
+    assert!(nodes[0].pod.reaches("10.244.2.5"), "in the clear");
+    // And back.
+    lab.mesh(json!({"podPrefixes": PODS, "enforcement": "Strict"}));
+    lab.settle(&nodes);
+    let mut lab = lab;
+    lab.listen();
+    nodes[0].talk_to(&nodes[1]);
+    lab.assert_closed();
+}

@@ -1,0 +1,90 @@
+//! Who is who: nodes made anew, keys that change, claims of others.
+
+use std::fs;
+use std::time::Duration;
+
+use kube::api::DeleteParams;
+use warren_tests_cluster::{Lab, Node, patiently};
+
+fn key(lab: &Lab, name: &str) -> Option<String> {
+    lab.record(name).map(|record| record.spec.public_key)
+}
+
+#[test]
+fn a_node_made_anew_under_its_name_has_another_key() {
+    let (mut lab, mut nodes) = Lab::of(2, "Strict");
+    lab.settle(&nodes);
+    let before = key(&lab, "n2").expect("it publishes");
+    lab.listen();
+    let deleted = lab.wait(lab.nodes().delete("n2", &DeleteParams::default()));
+    deleted.expect("it is there");
+    lab.add_node("n2", 2);
+    // Its pod is made anew with it.
+    nodes[1].end(rustix::process::Signal::TERM);
+    let credentials = lab.credentials("n2");
+    nodes[1].credit(credentials);
+    nodes[1].start();
+    patiently("it publishes another key", Duration::from_secs(30), || {
+        key(&lab, "n2").is_some_and(|key| key != before)
+    });
+    lab.settle(&nodes);
+    patiently("it is reached", Duration::from_secs(15), || {
+        nodes[0].pod.reaches("10.244.2.5")
+    });
+    nodes[0].talk_to(&nodes[1]);
+    lab.assert_closed();
+}
+
+#[test]
+fn a_changed_key_under_the_same_uid_is_followed_and_counted() {
+    let (mut lab, mut nodes) = Lab::of(2, "Strict");
+    lab.settle(&nodes);
+    let before = key(&lab, "n2").expect("it publishes");
+    lab.listen();
+    nodes[1].end(rustix::process::Signal::TERM);
+    fs::remove_file(nodes[1].state.join("private.key")).expect("it is there");
+    nodes[1].start();
+    patiently("it publishes another key", Duration::from_secs(30), || {
+        key(&lab, "n2").is_some_and(|key| key != before)
+    });
+    nodes[0].until("it has followed", |status| {
+        status
+            .cluster
+            .as_ref()
+            .is_some_and(|cluster| cluster.key_changes == 1)
+    });
+    lab.settle(&nodes);
+    nodes[0].talk_to(&nodes[1]);
+    lab.assert_closed();
+}
+
+#[test]
+fn a_copied_disk_does_not_share_the_key_of_its_origin() {
+    let lab = Lab::new();
+    lab.mesh(
+        serde_json::json!({"podPrefixes": warren_tests_cluster::PODS, "enforcement": "Strict"}),
+    );
+    let mut nodes: Vec<Node> = (1..=2).map(|number| lab.join(number)).collect();
+    for node in &nodes {
+        // Each on a machine of its own.
+        let id = node.state.with_extension("machine-id");
+        fs::write(&id, format!("{:032x}\n", node.number)).expect("a scratch directory");
+        let id = id.display();
+        node.host.run(&format!("mount --bind {id} /etc/machine-id"));
+    }
+    nodes[0].start();
+    patiently("the first publishes", Duration::from_secs(30), || {
+        key(&lab, "n1").is_some()
+    });
+    nodes[0].end(rustix::process::Signal::TERM);
+    let copied = std::process::Command::new("cp")
+        .arg("-a")
+        .args([&nodes[0].state, &nodes[1].state])
+        .status();
+    assert!(copied.expect("there is cp").success());
+    for node in &mut nodes {
+        node.start();
+    }
+    lab.settle(&nodes);
+    assert_ne!(key(&lab, "n1"), key(&lab, "n2"));
+}
