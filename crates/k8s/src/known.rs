@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use warren_mesh::{Directory, Field, Node, NodeName, Place, Severity};
+use warren_mesh::{Directory, Field, Node, NodeName, Place, Problem, Severity};
 
 /// Set in the seniority of a node that claims something which it did not have before. Below it are
 /// the seconds since 1970 of its record.
@@ -51,25 +51,34 @@ impl Known {
     /// What is believed after `directory`, whose nodes have these `uids`: all of it but the items
     /// that its review refuses.
     pub fn after(directory: &Directory, uids: &BTreeMap<NodeName, String>) -> Self {
-        let mut nodes = BTreeMap::new();
-        for (name, uid) in uids {
-            if let Some(node) = directory.nodes.get(name) {
-                let uid = uid.clone();
-                let node = node.clone();
-                nodes.insert(name.clone(), KnownNode { uid, node });
+        let mut problems: BTreeMap<NodeName, Vec<Problem>> = BTreeMap::new();
+        for problem in directory.review() {
+            if let Place::Node(name) = &problem.subject.place {
+                problems.entry(name.clone()).or_default().push(problem);
             }
         }
+        let mut known = Self::default();
+        for (name, uid) in uids {
+            let node = directory.nodes.get(name).map(|node| (uid.as_str(), node));
+            let problems = problems.get(name).map_or(&[][..], Vec::as_slice);
+            known.believe(name, node, problems);
+        }
+        known
+    }
+
+    /// Believes of a node what its `problems`, in the order of a review, leave of it; or forgets it.
+    /// What [`Known::after`] does for all.
+    pub fn believe(&mut self, name: &NodeName, node: Option<(&str, &Node)>, problems: &[Problem]) {
+        let Some((uid, node)) = node else {
+            self.0.remove(name);
+            return;
+        };
+        let mut node = node.clone();
         // From the last entry of a field to its first, so that indices stay what they were.
-        for problem in directory.review().iter().rev() {
+        for problem in problems.iter().rev() {
             if problem.severity() != Severity::Error {
                 continue;
             }
-            let Place::Node(name) = &problem.subject.place else {
-                continue;
-            };
-            let Some(KnownNode { node, .. }) = nodes.get_mut(name) else {
-                continue;
-            };
             let index = problem.subject.index;
             match problem.subject.field {
                 Some(Field::PublicKey) => node.public_key = None,
@@ -79,7 +88,8 @@ impl Known {
                 _ => {}
             }
         }
-        Self(nodes)
+        let uid = uid.to_owned();
+        self.0.insert(name.clone(), KnownNode { uid, node });
     }
 }
 

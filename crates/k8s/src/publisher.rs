@@ -193,8 +193,8 @@ async fn publish(client: Client, shared: Arc<Shared>, mine: Arc<Mine>, hold: Dur
         let own_change = *own_changes.borrow_and_update();
         let want = wanted.borrow_and_update().clone();
         let next = want.map(|want| {
-            let want = with_identity(want, mine.report().foreign);
             let seen = seen(&shared, acknowledged.as_ref(), own_change);
+            let want = with_identity(want, mine.report().foreign, &seen);
             step(
                 &want,
                 &shared.node,
@@ -303,28 +303,36 @@ async fn write(
     client.apply(&uri, object).await
 }
 
-fn with_identity(mut wanted: Wanted, foreign: Foreign) -> Wanted {
-    let stated = wanted.conditions.entry(ConditionType::IdentityEnforced);
-    stated.or_insert_with(|| match foreign {
-        Foreign::Untried => Stated {
-            holds: Holds::Unknown,
-            reason: "Untried".to_owned(),
-            message: "no write to a foreign record was tried yet".to_owned(),
-        },
-        Foreign::Refused => Stated {
-            holds: Holds::True,
-            reason: "ForeignRecordRefused".to_owned(),
-            message: "the API server refuses this daemon the records of other nodes".to_owned(),
-        },
-        Foreign::Taken => Stated {
-            holds: Holds::False,
-            reason: "ForeignRecordTaken".to_owned(),
-            message:
-                "the API server lets this daemon write the records of other nodes; install the \
-                      ValidatingAdmissionPolicy warren-own-record"
-                    .to_owned(),
-        },
-    });
+/// With the condition [`ConditionType::IdentityEnforced`], if nobody has stated it. Before it was tried
+/// it stays what it was, so that a start changes nothing.
+fn with_identity(mut wanted: Wanted, foreign: Foreign, seen: &Seen) -> Wanted {
+    let kind = ConditionType::IdentityEnforced;
+    let stated = |holds, reason: &str, message: &str| Stated {
+        holds,
+        reason: reason.to_owned(),
+        message: message.to_owned(),
+    };
+    let identity = match foreign {
+        Foreign::Untried => seen.stated(kind).unwrap_or_else(|| {
+            stated(
+                Holds::Unknown,
+                "Untried",
+                "no write to a foreign record was tried yet",
+            )
+        }),
+        Foreign::Refused => stated(
+            Holds::True,
+            "ForeignRecordRefused",
+            "the API server refuses this daemon the records of other nodes",
+        ),
+        Foreign::Taken => stated(
+            Holds::False,
+            "ForeignRecordTaken",
+            "the API server lets this daemon write the records of other nodes; install the \
+             ValidatingAdmissionPolicy warren-own-record",
+        ),
+    };
+    wanted.conditions.entry(kind).or_insert(identity);
     wanted
 }
 

@@ -1,5 +1,6 @@
 //! What a daemon's feed makes of a server that goes, comes back, or comes back empty.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use warren_k8s::{
@@ -38,7 +39,7 @@ async fn an_outage_takes_nothing_away_and_what_happened_meanwhile_is_seen_after_
             .copied()
             .min();
         assert!(
-            least >= before.nodes.as_ref().map(|nodes| nodes.len()),
+            least >= before.nodes.as_ref().map(BTreeMap::len),
             "{least:?}"
         );
         assert_eq!(feed.view().trust(&identity(&before, &daemon)), Ok(()));
@@ -77,10 +78,7 @@ async fn an_emptied_server_is_not_trusted_to_take_anything_away() {
         let nodes = view.nodes.as_ref();
         let own = nodes.and_then(|nodes| nodes.get(&daemon.node));
         own.is_some_and(|node| node.uid != daemon.uid)
-            && view
-                .records
-                .as_ref()
-                .is_some_and(|records| records.is_empty())
+            && view.records.as_ref().is_some_and(BTreeMap::is_empty)
     })
     .await;
     assert!(other(feed.view().trust(&identity)));

@@ -1,7 +1,8 @@
 //! Each daemon writes the record of its own node and nothing else.
 
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
-use k8s_openapi::api::core::v1::{Node, Pod, Secret, ServiceAccount};
+use k8s_openapi::api::core::v1::{Event, Node, Pod, Secret, ServiceAccount};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt as _};
@@ -312,6 +313,44 @@ async fn a_daemon_reaches_nothing_else() {
         .await
         .expect("its uid tells the cluster");
     assert_forbidden(namespaces.get("default").await);
+}
+
+#[tokio::test]
+async fn a_daemon_reads_where_the_api_servers_are_and_no_other_slice() {
+    let (_, daemon) = daemon("slices").await;
+    let slices: Api<EndpointSlice> = Api::namespaced(daemon.client.clone(), "default");
+    let of_servers = ListParams::default().fields("metadata.name=kubernetes");
+    slices.list(&of_servers).await.expect("it may");
+    assert_forbidden(slices.list(&ListParams::default()).await);
+    assert_forbidden(slices.get("another").await);
+    let elsewhere: Api<EndpointSlice> = Api::namespaced(daemon.client.clone(), "kube-system");
+    assert_forbidden(elsewhere.list(&of_servers).await);
+    let change = json!({"endpoints": []});
+    let by = PatchParams::default();
+    let patched = slices
+        .patch("kubernetes", &by, &Patch::Merge(&change))
+        .await;
+    assert_forbidden(patched);
+}
+
+#[tokio::test]
+async fn a_daemon_tells_events_where_those_of_nodes_are_and_reads_none() {
+    let (_, daemon) = daemon("events").await;
+    let events: Api<Event> = Api::namespaced(daemon.client.clone(), "default");
+    let event = |namespace: &str| -> Event {
+        object(json!({
+            "metadata": {"generateName": "events.", "namespace": namespace},
+            "involvedObject": {"apiVersion": "v1", "kind": "Node", "name": "events"},
+            "reason": "Tried",
+        }))
+    };
+    let by = PostParams::default();
+    let made = events.create(&by, &event("default")).await.expect("it may");
+    assert_forbidden(events.list(&ListParams::default()).await);
+    let name = made.name_any();
+    assert_forbidden(events.delete(&name, &DeleteParams::default()).await);
+    let elsewhere: Api<Event> = Api::namespaced(daemon.client.clone(), "kube-system");
+    assert_forbidden(elsewhere.create(&by, &event("kube-system")).await);
 }
 
 #[tokio::test]

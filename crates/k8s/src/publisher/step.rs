@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::time::Instant;
 use warren_mesh::NodeName;
 
-use super::{Holds, Wanted, bytes, record};
+use super::{Holds, Stated, Wanted, bytes, record};
 use crate::facts::is_owned;
 use crate::objects::MeshNodeObject;
 use crate::resources::{ConditionType, MeshNodeSpec, MeshNodeStatus};
@@ -41,6 +41,27 @@ pub(super) struct Seen {
     pub(super) nodes: usize,
     /// The record, likewise.
     pub(super) record: Option<Option<MeshNodeObject>>,
+}
+
+impl Seen {
+    /// What the record says of a condition.
+    pub(super) fn stated(&self, kind: ConditionType) -> Option<Stated> {
+        let status = self.record.as_ref()?.as_ref()?.status.as_ref()?;
+        let kind = kind.to_string();
+        let condition = status
+            .conditions
+            .iter()
+            .find(|condition| condition.type_ == kind)?;
+        Some(Stated {
+            holds: match condition.status.as_str() {
+                "True" => Holds::True,
+                "False" => Holds::False,
+                _ => Holds::Unknown,
+            },
+            reason: condition.reason.clone(),
+            message: condition.message.clone(),
+        })
+    }
 }
 
 /// What to do next.
@@ -243,7 +264,6 @@ mod tests {
 
     use super::*;
     use crate::facts::Progress;
-    use crate::publisher::Stated;
     use crate::resources::{Enforcement, Mode};
 
     const NONE: Duration = Duration::ZERO;
