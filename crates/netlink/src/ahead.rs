@@ -210,6 +210,7 @@ impl AnyRule {
                 }
                 route::FRA_IP_PROTO => rule.ip_protocol = value.first().copied(),
                 route::FRA_DPORT_RANGE => rule.ports = route::read_ports(value),
+                route::FRA_DPORT_MASK if value == [0xff; 2] => {}
                 FRA_L3MDEV => of_vrf = value.first() == Some(&1),
                 // No selectors.
                 route::FRA_SUPPRESS_IFGROUP | route::FRA_PROTOCOL | FRA_FLOW | FRA_PAD => {}

@@ -24,6 +24,10 @@
 //! The interface is known by name *and* type, so that a renamed network card is not taken for
 //! the tunnel; it need not exist, so the fence can be loaded before the network.
 //!
+//! A table that should be another is not replaced by one transaction: the kernel takes rules away and adds them
+//! chain by chain, and the elements of sets at yet another moment (`nf_tables_commit`). The next one is put beside
+//! it, under other names in the same table, and only then the old one goes.
+//!
 //! From Linux 6.9 on the table is the daemon's alone while that lives: `nft flush ruleset` passes it
 //! over, and nobody can change it. When the daemon dies the table stays, and the next one adopts it.
 //!
@@ -112,7 +116,15 @@ pub(crate) fn behind(config: &HostConfig) -> BTreeSet<IpNet> {
         .collect()
 }
 
-/// The table as it should be, with what the kernel can do.
+/// The table as it should be, with what the kernel can do, in any generation.
+pub(crate) fn tables(config: &HostConfig, features: Features) -> [Table; 2] {
+    ["", "-b"].map(|generation| Table {
+        generation,
+        ..table(config, features)
+    })
+}
+
+/// The first of them.
 pub(crate) fn table(config: &HostConfig, features: Features) -> Table {
     let tunnel_in = || {
         let name = config.interface.clone();
@@ -173,6 +185,7 @@ pub(crate) fn table(config: &HostConfig, features: Features) -> Table {
     };
     Table {
         name: inet_name(&config.interface),
+        generation: "",
         comment: "warren: keeps what is the mesh's inside the tunnel",
         exclusive: features.exclusive,
         counters: COUNTERS.map(|(name, _)| name).to_vec(),
@@ -361,6 +374,7 @@ pub(crate) fn masquerades(config: &HostConfig) -> Vec<Table> {
         ];
         Table {
             name: masquerade_name(&config.interface, family),
+            generation: "",
             comment: "warren: lends the tunnel's address to this host's packets",
             exclusive: false,
             counters: Vec::new(),

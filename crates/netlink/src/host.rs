@@ -55,6 +55,8 @@ pub struct Options {
     pub without_exclusive: bool,
     /// No translation of addresses.
     pub without_masquerade: bool,
+    /// No rules about ports.
+    pub without_ports_in_rules: bool,
 }
 
 /// What came of one [`Host::converge`].
@@ -155,6 +157,7 @@ impl Host {
         kernel.features.way_back = !options.without_way_back;
         kernel.features.exclusive = !options.without_exclusive;
         kernel.features.masquerade = !options.without_masquerade;
+        kernel.ports_in_rules = options.without_ports_in_rules.then_some(false);
         if options.without_nftables {
             kernel.netfilter = Err("switched off".to_owned());
         }
@@ -270,7 +273,8 @@ impl Host {
         self.contested = contested;
         let missing = plan::plan_fence(&observed, config);
         let ahead = ahead(&observed, config);
-        let is_table = |change: &Change| matches!(change, Change::ReplaceTable(_));
+        let is_table =
+            |change: &Change| matches!(change, Change::ReplaceTable(_) | Change::SucceedTable(..));
         let is_rule = |change: &Change| matches!(change, Change::AddRule(_) | Change::AddRoute(_));
         Ok(Report {
             link: link_state(&observed, &claim.interface),
@@ -405,6 +409,13 @@ impl Kernel {
         };
         let result = match change {
             Change::ReplaceTable(table) => self.transaction(&table.replace()),
+            Change::SucceedTable(table, remains) => {
+                let [add, remove] = table.succeed(remains);
+                let renewed = self
+                    .transaction(&add)
+                    .and_then(|()| self.transaction(&remove));
+                renewed.or_else(|_| self.transaction(&table.replace()))
+            }
             Change::AdoptTable(name) => self.transaction(&crate::nft::adopt(name)),
             Change::RemoveTable(name) => self.transaction(&crate::nft::remove(name)),
             Change::AddRule(rule) => self
@@ -429,7 +440,10 @@ impl Kernel {
                 // Flags that the kernel does not know, or an expression: the next round does without.
                 if matches!(change, Change::ReplaceTable(table) if table.name.family.is_some()) {
                     self.features.masquerade = false;
-                } else if matches!(change, Change::ReplaceTable(_) | Change::AdoptTable(_)) {
+                } else if matches!(
+                    change,
+                    Change::ReplaceTable(_) | Change::SucceedTable(..) | Change::AdoptTable(_)
+                ) {
                     match error.errno() {
                         EOPNOTSUPP | EINVAL if self.features.exclusive => {
                             self.features.exclusive = false;

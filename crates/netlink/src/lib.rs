@@ -41,7 +41,7 @@ pub use conflicts::{Conflict, conflicts, faults};
 pub use connection::KernelError;
 pub use fence::{COUNTERS, table_name};
 pub use host::{Host, HostError, LinkState, Options, Report, load_fence};
-pub use nft::{Found, Table, TableName};
+pub use nft::{Found, Remains, Table, TableName};
 pub use observe::{Features, Nftables, Observed, Surroundings, TablesOfOthers};
 pub use owned::{Claim, Owned, StateError};
 pub use plan::{Change, Occupied, occupied, plan, plan_fence, plan_uninstall};

@@ -12,9 +12,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use libc::{
     NF_ACCEPT, NF_DROP, NFNL_SUBSYS_NFTABLES, NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6, NFT_GOTO,
-    NFT_MSG_DELTABLE, NFT_MSG_GETCHAIN, NFT_MSG_GETOBJ, NFT_MSG_GETRULE, NFT_MSG_GETSET,
-    NFT_MSG_GETSETELEM, NFT_MSG_GETTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWOBJ, NFT_MSG_NEWRULE,
-    NFT_MSG_NEWSET, NFT_MSG_NEWSETELEM, NFT_MSG_NEWTABLE, NLM_F_APPEND, NLM_F_CREATE,
+    NFT_MSG_DELCHAIN, NFT_MSG_DELRULE, NFT_MSG_DELSET, NFT_MSG_DELTABLE, NFT_MSG_GETCHAIN,
+    NFT_MSG_GETOBJ, NFT_MSG_GETRULE, NFT_MSG_GETSET, NFT_MSG_GETSETELEM, NFT_MSG_GETTABLE,
+    NFT_MSG_NEWCHAIN, NFT_MSG_NEWOBJ, NFT_MSG_NEWRULE, NFT_MSG_NEWSET, NFT_MSG_NEWSETELEM,
+    NFT_MSG_NEWTABLE, NLM_F_APPEND, NLM_F_CREATE,
 };
 
 use crate::connection::{Connection, KernelError};
@@ -54,6 +55,8 @@ pub struct TableName {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Table {
     pub(crate) name: TableName,
+    /// What its chains and sets have behind their names, so that the next can be put beside them.
+    pub(crate) generation: &'static str,
     pub(crate) comment: &'static str,
     /// Nobody but who made it can change it while that lives, and it stays after (Linux 6.9).
     pub(crate) exclusive: bool,
@@ -153,27 +156,40 @@ impl Table {
             message(NFT_MSG_DELTABLE, 0, &[name()]),
             message(NFT_MSG_NEWTABLE, NLM_F_CREATE, &self.table_attrs()),
         ];
+        messages.extend(self.contents());
+        messages
+    }
+
+    /// All that is in it. Counters that are there already stay.
+    fn contents(&self) -> Vec<Message> {
+        let name = || text(1, &self.name.name);
+        let message = |kind, flags, attrs: &[Attr]| message(&self.name, kind, flags, attrs);
+        let mut messages = Vec::new();
         for counter in &self.counters {
             let attrs = counter_attrs(&self.name.name, counter);
             messages.push(message(NFT_MSG_NEWOBJ, NLM_F_CREATE, &attrs));
         }
         for set in &self.sets {
-            let mut attrs = set.attrs(&self.name.name);
+            let mut attrs = set.attrs(self);
             // NFTA_SET_ID: required, though nothing here refers to it.
             attrs.push(be32(10, 1));
             messages.push(message(NFT_MSG_NEWSET, NLM_F_CREATE, &attrs));
             for elements in set.element_attrs().chunks(ELEMENTS) {
-                let list = [name(), text(2, set.name), nest(3, elements.to_vec())];
+                let list = [
+                    name(),
+                    text(2, &self.named(set.name)),
+                    nest(3, elements.to_vec()),
+                ];
                 messages.push(message(NFT_MSG_NEWSETELEM, NLM_F_CREATE, &list));
             }
         }
         for chain in &self.chains {
-            let attrs = chain.attrs(&self.name.name);
+            let attrs = chain.attrs(self);
             messages.push(message(NFT_MSG_NEWCHAIN, NLM_F_CREATE, &attrs));
         }
         for chain in &self.chains {
             for rule in &chain.rules {
-                let attrs = rule.attrs(&self.name.name, chain.name);
+                let attrs = rule.attrs(self, chain.name);
                 messages.push(message(
                     NFT_MSG_NEWRULE,
                     NLM_F_CREATE | NLM_F_APPEND,
@@ -182,6 +198,32 @@ impl Table {
             }
         }
         messages
+    }
+
+    /// Whether nothing of what was found has a name that a chain or a set of this one has.
+    pub(crate) fn fits_beside(&self, found: &Found) -> bool {
+        let mut sets = self.sets.iter().map(|set| self.named(set.name));
+        let mut chains = self.chains.iter().map(|chain| self.named(chain.name));
+        !sets.any(|name| found.sets.contains_key(&name))
+            && !chains.any(|name| found.chains.contains_key(&name))
+    }
+
+    /// The transactions that add this one to what stands under its name, and then take that away.
+    pub(crate) fn succeed(&self, remains: &Remains) -> [Vec<Message>; 2] {
+        let message = |kind, attrs: &[Attr]| message(&self.name, kind, 0, attrs);
+        let named = |kind, name: &str| [text(1, &self.name.name), text(kind, name)];
+        // Chains hold each other by their rules, and rules hold sets.
+        let chains = remains.chains.iter();
+        let rules = chains.clone();
+        let remove = rules.map(|chain| message(NFT_MSG_DELRULE, &named(2, chain)));
+        let remove = remove.chain(chains.map(|chain| message(NFT_MSG_DELCHAIN, &named(3, chain))));
+        let sets = remains.sets.iter();
+        let remove = remove.chain(sets.map(|set| message(NFT_MSG_DELSET, &named(2, set))));
+        [self.contents(), remove.collect()]
+    }
+
+    fn named(&self, name: &str) -> String {
+        format!("{name}{}", self.generation)
     }
 
     /// Whether what was found is this table: all of it and nothing besides.
@@ -201,22 +243,23 @@ impl Table {
             && self.sets.iter().all(|set| {
                 found
                     .sets
-                    .get(set.name)
+                    .get(&self.named(set.name))
                     .is_some_and(|(definition, elements)| {
-                        says(definition, &set.attrs(name)) && *elements == set.elements()
+                        says(definition, &set.attrs(self)) && *elements == set.elements()
                     })
             })
             && found.chains.len() == self.chains.len()
             && found_rules == rules
             && self.chains.iter().all(|chain| {
-                let rules = found.rules.get(chain.name).map_or(&[][..], Vec::as_slice);
-                found.chains.get(chain.name).is_some_and(|definition| {
-                    says(definition, &chain.attrs(name))
+                let chain_name = self.named(chain.name);
+                let rules = found.rules.get(&chain_name).map_or(&[][..], Vec::as_slice);
+                found.chains.get(&chain_name).is_some_and(|definition| {
+                    says(definition, &chain.attrs(self))
                         && rules.len() == chain.rules.len()
                         && rules
                             .iter()
                             .zip(&chain.rules)
-                            .all(|(found, rule)| says(found, &rule.attrs(name, chain.name)))
+                            .all(|(found, rule)| says(found, &rule.attrs(self, chain.name)))
                 })
             })
     }
@@ -258,15 +301,15 @@ fn counter_attrs(table: &str, name: &str) -> Vec<Attr> {
 }
 
 impl Set {
-    fn attrs(&self, table: &str) -> Vec<Attr> {
+    fn attrs(&self, table: &Table) -> Vec<Attr> {
         // The types are what `nft` calls ipv4_addr and ipv6_addr; the kernel does not care.
         let (key_type, length) = match self.family {
             Family::V4 => (7, 4),
             Family::V6 => (8, 16),
         };
         vec![
-            text(1, table),
-            text(2, self.name),
+            text(1, &table.name.name),
+            text(2, &table.named(self.name)),
             be32(3, NFT_SET_INTERVAL),
             be32(4, key_type),
             be32(5, length),
@@ -294,8 +337,8 @@ impl Set {
 }
 
 impl Chain {
-    fn attrs(&self, table: &str) -> Vec<Attr> {
-        let mut attrs = vec![text(1, table), text(3, self.name)];
+    fn attrs(&self, table: &Table) -> Vec<Attr> {
+        let mut attrs = vec![text(1, &table.name.name), text(3, &table.named(self.name))];
         if let Some(hook) = self.hook {
             let place = vec![
                 be32(1, hook.number.cast_unsigned()),
@@ -310,8 +353,11 @@ impl Chain {
 }
 
 impl Rule {
-    fn attrs(&self, table: &str, chain: &str) -> Vec<Attr> {
-        let mut expressions: Vec<Attr> = self.matches.iter().flat_map(Match::expressions).collect();
+    fn attrs(&self, table: &Table, chain: &str) -> Vec<Attr> {
+        let matches = self.matches.iter();
+        let mut expressions: Vec<Attr> = matches
+            .flat_map(|wanted| wanted.expressions(table))
+            .collect();
         let verdict = |code: i32, chain: Option<&str>| {
             let mut verdict = vec![be32(1, code.cast_unsigned())];
             verdict.extend(chain.map(|chain| text(2, chain)));
@@ -320,7 +366,9 @@ impl Rule {
         };
         match &self.verdict {
             Verdict::Accept => expressions.push(verdict(NF_ACCEPT, None)),
-            Verdict::Goto(chain) => expressions.push(verdict(NFT_GOTO, Some(chain))),
+            Verdict::Goto(chain) => {
+                expressions.push(verdict(NFT_GOTO, Some(&table.named(chain))));
+            }
             Verdict::Drop(counter) => {
                 let counter = vec![be32(1, NFT_OBJECT_COUNTER), text(2, counter)];
                 expressions.push(expression("objref", counter));
@@ -329,8 +377,8 @@ impl Rule {
             Verdict::Masquerade => expressions.push(expression("masq", Vec::new())),
         }
         vec![
-            text(1, table),
-            text(2, chain),
+            text(1, &table.name.name),
+            text(2, &table.named(chain)),
             nest(NFTA_RULE_EXPRESSIONS, expressions),
             bytes(NFTA_RULE_USERDATA, &comment(self.comment)),
         ]
@@ -338,7 +386,7 @@ impl Rule {
 }
 
 impl Match {
-    fn expressions(&self) -> Vec<Attr> {
+    fn expressions(&self, table: &Table) -> Vec<Attr> {
         match self {
             Self::InName(name) => vec![meta(6), equals(&padded(name))],
             Self::OutName(name) => vec![meta(7), equals(&padded(name))],
@@ -350,14 +398,20 @@ impl Match {
                     Family::V4 => (12, 4),
                     Family::V6 => (8, 16),
                 };
-                vec![network_header(offset, length), lookup(set, *inside)]
+                vec![
+                    network_header(offset, length),
+                    lookup(&table.named(set), *inside),
+                ]
             }
             Self::Destination(family, set, inside) => {
                 let (offset, length) = match family {
                     Family::V4 => (16, 4),
                     Family::V6 => (24, 16),
                 };
-                vec![network_header(offset, length), lookup(set, *inside)]
+                vec![
+                    network_header(offset, length),
+                    lookup(&table.named(set), *inside),
+                ]
             }
             // `fib saddr . iif oif missing`: the result is present or not, and must not be.
             Self::NoWayBack => {
@@ -475,6 +529,13 @@ fn message(table: &TableName, kind: i32, flags: i32, attrs: &[Attr]) -> Message 
 /// The borders of a set's ranges: the address, and whether a range ends before it.
 type Elements = BTreeSet<(Vec<u8>, bool)>;
 
+/// What in a table makes place for its successor.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Remains {
+    chains: Vec<String>,
+    sets: Vec<String>,
+}
+
 /// A table as it was found: what the kernel says of each part.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Found {
@@ -567,7 +628,6 @@ impl Found {
     /// What would be found where this table has just been put, by a process that lives.
     #[cfg(test)]
     pub(crate) fn of(table: &Table) -> Self {
-        let name = &table.name.name;
         let body = |message: Message| message.payload()[4..].to_vec();
         let raw = |attrs: &[Attr]| body(message(&table.name, NFT_MSG_NEWTABLE, 0, attrs));
         let mut definition = raw(&table.table_attrs());
@@ -575,20 +635,22 @@ impl Found {
             definition.extend(raw(&[be32(NFTA_TABLE_OWNER, 1)]));
         }
         let counters = table.counters.iter().map(|name| ((*name).to_owned(), 0));
-        let sets = table
-            .sets
-            .iter()
-            .map(|set| (set.name.to_owned(), (raw(&set.attrs(name)), set.elements())));
+        let sets = table.sets.iter().map(|set| {
+            (
+                table.named(set.name),
+                (raw(&set.attrs(table)), set.elements()),
+            )
+        });
         let chains = table
             .chains
             .iter()
-            .map(|chain| (chain.name.to_owned(), raw(&chain.attrs(name))));
+            .map(|chain| (table.named(chain.name), raw(&chain.attrs(table))));
         let rules = table.chains.iter().map(|chain| {
             let rules = chain
                 .rules
                 .iter()
-                .map(|rule| raw(&rule.attrs(name, chain.name)));
-            (chain.name.to_owned(), rules.collect())
+                .map(|rule| raw(&rule.attrs(table, chain.name)));
+            (table.named(chain.name), rules.collect())
         });
         Self {
             table: definition,
@@ -602,17 +664,38 @@ impl Found {
     /// The same after that process has died.
     #[cfg(test)]
     pub(crate) fn orphaned(&self) -> Self {
-        let name = find(&self.table, 1)
-            .and_then(wire::read_text)
-            .unwrap_or_default();
-        let attrs = [text(1, name), be32(NFTA_TABLE_FLAGS, NFT_TABLE_F_PERSIST)];
-        let (family, name) = (None, name.to_owned());
+        self.with_table(vec![be32(NFTA_TABLE_FLAGS, NFT_TABLE_F_PERSIST)])
+    }
+
+    #[cfg(test)]
+    fn with_table(&self, mut attrs: Vec<Attr>) -> Self {
+        let name = find(&self.table, 1).and_then(wire::read_text);
+        let (family, name) = (None, name.unwrap_or_default().to_owned());
+        attrs.insert(0, text(1, &name));
+        let userdata = find(&self.table, NFTA_TABLE_USERDATA);
+        attrs.extend(userdata.map(|value| bytes(NFTA_TABLE_USERDATA, value)));
         let message = message(&TableName { family, name }, NFT_MSG_NEWTABLE, 0, &attrs);
         let table = message.payload()[4..].to_vec();
         Self {
             table,
             ..self.clone()
         }
+    }
+
+    /// The same with a process that has it for itself.
+    #[cfg(test)]
+    pub(crate) fn adopted(&self) -> Self {
+        let flags = be32(NFTA_TABLE_FLAGS, NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST);
+        self.with_table(vec![flags, be32(NFTA_TABLE_OWNER, 1)])
+    }
+
+    /// The chains and sets of both.
+    #[cfg(test)]
+    pub(crate) fn beside(mut self, other: &Self) -> Self {
+        self.sets.extend(other.sets.clone());
+        self.chains.extend(other.chains.clone());
+        self.rules.extend(other.rules.clone());
+        self
     }
 
     /// Whether the table, or a rule in it, carries a comment that begins like this.
@@ -630,12 +713,20 @@ impl Found {
                 .any(|rule| begins(rule, NFTA_RULE_USERDATA))
     }
 
+    /// All of its chains and sets.
+    pub(crate) fn remains(&self) -> Remains {
+        Remains {
+            chains: self.chains.keys().cloned().collect(),
+            sets: self.sets.keys().cloned().collect(),
+        }
+    }
+
     fn flags(&self) -> u32 {
         let flags = find(&self.table, NFTA_TABLE_FLAGS).and_then(wire::read_u32);
         flags.map_or(0, u32::from_be)
     }
 
-    fn is_dormant(&self) -> bool {
+    pub(crate) fn is_dormant(&self) -> bool {
         self.flags() & NFT_TABLE_F_DORMANT != 0
     }
 

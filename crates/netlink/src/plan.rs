@@ -11,8 +11,8 @@ use ipnet::IpNet;
 use warren_config::{HostConfig, Steering};
 
 use crate::fence::{self, BLACKHOLE_METRIC, COMMENT, ROUTE_METRIC};
-use crate::nft::{Found, Table, TableName};
-use crate::observe::{Nftables, Observed};
+use crate::nft::{Found, Remains, Table, TableName};
+use crate::observe::{Features, Nftables, Observed};
 use crate::owned::{Claim, Owned};
 use crate::route::{
     Action, Address, Family, LOCAL_TABLE, Link, MAIN_TABLE, PROTOCOL_KERNEL, Route, RouteKind, Rule,
@@ -27,6 +27,8 @@ const LOOSE: u32 = 2;
 pub enum Change {
     /// Puts the nftables table in the place of whatever has its name, at once.
     ReplaceTable(Box<Table>),
+    /// Puts the nftables table beside what stands under its name, and then takes that away.
+    SucceedTable(Box<Table>, Remains),
     /// Keeps others from changing the nftables table of this name, which stands.
     AdoptTable(TableName),
     /// Removes the nftables table of this name.
@@ -59,6 +61,7 @@ impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::ReplaceTable(table) => write!(f, "put table {} in place", table.name),
+            Self::SucceedTable(table, _) => write!(f, "renew table {}", table.name),
             Self::AdoptTable(name) => write!(f, "adopt table {name}"),
             Self::RemoveTable(name) => write!(f, "remove table {name}"),
             Self::AddRule(rule) => write!(f, "add rule {rule}"),
@@ -229,17 +232,7 @@ pub(crate) fn masquerades(observed: &Observed, config: &HostConfig) -> bool {
 pub fn plan_fence(observed: &Observed, config: &HostConfig) -> Vec<Change> {
     let mut changes = Vec::new();
     if let Nftables::Present(features) = observed.nftables {
-        let table = fence::table(config, features);
-        let found = observed
-            .tables
-            .get(&table.name.name)
-            .filter(|found| table.is(found));
-        match found {
-            Some(found) if !features.exclusive || found.has_owner() => {}
-            Some(found) if found.is_orphan() => changes.push(Change::AdoptTable(table.name)),
-            // One that was never anybody's cannot be adopted.
-            _ => changes.push(Change::ReplaceTable(Box::new(table))),
-        }
+        plan_table(observed, config, features, &mut changes);
     }
     let blackholes = wanted_blackholes(observed, config);
     let missing = blackholes.filter(|route| !observed.routes.contains(route));
@@ -247,6 +240,43 @@ pub fn plan_fence(observed: &Observed, config: &HostConfig) -> Vec<Change> {
     let missing = wanted_rules(observed, config).filter(|rule| !observed.rules.contains(rule));
     changes.extend(missing.map(Change::AddRule));
     changes
+}
+
+fn plan_table(
+    observed: &Observed,
+    config: &HostConfig,
+    features: Features,
+    changes: &mut Vec<Change>,
+) {
+    let [table, next] = fence::tables(config, features);
+    // One that was never anybody's cannot be adopted.
+    let found = (observed.tables.get(&table.name.name))
+        .filter(|found| !features.exclusive || found.has_owner() || found.is_orphan());
+    if let Some(found) = found
+        && features.exclusive
+        && !found.has_owner()
+    {
+        changes.push(Change::AdoptTable(table.name.clone()));
+    }
+    let Some(found) = found.filter(|found| found.has_comment(COMMENT) && !found.is_dormant())
+    else {
+        // What cannot be adopted is not left, either.
+        changes.clear();
+        changes.push(Change::ReplaceTable(Box::new(table)));
+        return;
+    };
+    if table.is(found) || next.is(found) {
+        return;
+    }
+    changes.push(match [table, next] {
+        [table, _] if table.fits_beside(found) => {
+            Change::SucceedTable(Box::new(table), found.remains())
+        }
+        [_, next] if next.fits_beside(found) => {
+            Change::SucceedTable(Box::new(next), found.remains())
+        }
+        [table, _] => Change::ReplaceTable(Box::new(table)),
+    });
 }
 
 /// What to change so that nothing is left of what is ours.

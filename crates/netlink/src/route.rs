@@ -46,6 +46,7 @@ pub(crate) const FRA_FWMASK: u16 = 16;
 pub(crate) const FRA_PROTOCOL: u16 = 21;
 pub(crate) const FRA_IP_PROTO: u16 = 22;
 pub(crate) const FRA_DPORT_RANGE: u16 = 24;
+pub(crate) const FRA_DPORT_MASK: u16 = 29;
 pub(crate) const UDP: u8 = 17;
 /// `IFLA_MASTER`: the bridge or bond that an interface is a port of.
 const IFLA_MASTER: u16 = 10;
@@ -480,6 +481,8 @@ impl Rule {
                 }
                 FRA_IP_PROTO => ip_protocol = Some(*value.first()?),
                 FRA_DPORT_RANGE => ports = Some(read_ports(value)?),
+                // Said of a single port since Linux 6.15.
+                FRA_DPORT_MASK if value == [0xff; 2] => {}
                 FRA_SUPPRESS_IFGROUP if read_u32(value)? == UNSUPPRESSED => {}
                 // FRA_PAD is 18.
                 FRA_TUN_ID | 18 if value.iter().all(|byte| *byte == 0) => {}
