@@ -20,6 +20,9 @@ pub const CONTENT_TYPE: &str = TEXT_FORMAT;
 /// Of how many peers each has series of its own.
 pub const PEERS_MAX: usize = 256;
 
+/// How many nodes are named that keep a mesh from turning strict. All nodes name the same.
+const HOLDUPS_MAX: usize = 32;
+
 /// Drops with this beginning are those of the fence and not of the tunnel.
 const OF_FENCE: &str = "fence_";
 
@@ -195,9 +198,15 @@ fn of_cluster(cluster: &Cluster, registry: &Registry) -> prometheus::Result<()> 
         "For how long the node has been staged; absent where it is not.",
         cluster.staged_s,
     )?;
+    gauges.labelled(
+        "warren_staged_holdup",
+        "Nodes that keep this one from turning strict, the first by name; always 1.",
+        "by",
+        (cluster.holdups.keys().take(HOLDUPS_MAX)).map(|name| (name.as_str(), 1)),
+    )?;
     gauges.one(
         "warren_latched",
-        "Whether nobody sends to this node's prefixes in the clear again.",
+        "Whether the node has turned strict, and stays so.",
         cluster.latched.into(),
     )?;
     gauges.one(

@@ -123,8 +123,10 @@ pub struct Cluster {
     /// For how long it has been staged, in seconds, across restarts; `None` where it is not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub staged_s: Option<u64>,
-    /// A peer has reached this node's prefixes through the tunnel: nobody sends to them in the clear
-    /// again.
+    /// The nodes that keep it from turning strict, and what each of them lacks, in a sentence.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub holdups: BTreeMap<String, String>,
+    /// It has turned strict, and stays so.
     pub latched: bool,
     /// How many prefixes of the others this node never sends to in the clear again.
     pub latched_prefixes: u32,

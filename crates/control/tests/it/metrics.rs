@@ -35,6 +35,7 @@ fn a_status_is_told_as_metrics() {
         r#"warren_enforcement{state="Staged",node="hut"} 1"#,
         r#"warren_enforcement{state="Strict",node="hut"} 0"#,
         r#"warren_staged_seconds{node="hut"} 3601"#,
+        r#"warren_staged_holdup{by="barn",node="hut"} 1"#,
         r#"warren_peers_expected{node="hut"} 2"#,
         r#"warren_api_staleness_seconds{resource="nodes",node="hut"} 9"#,
         r#"warren_api_failing{resource="nodes",node="hut"} 1"#,
@@ -224,6 +225,7 @@ fn full() -> Status {
         cluster: Some(Cluster {
             enforcement: Some(Enforcement::Staged),
             staged_s: Some(3601),
+            holdups: [("barn".to_owned(), "it has not reached hut".to_owned())].into(),
             latched: true,
             latched_prefixes: 1,
             peers_expected: 2,

@@ -277,6 +277,12 @@ impl ClusterSource {
                 .reported
                 .staged_since
                 .map(|since| now.saturating_sub(since)),
+            holdups: match self.made.as_ref().map(|made| &made.stage) {
+                Some(Stage::Staged(holdups)) => (holdups.nodes.iter())
+                    .map(|(name, lack)| (name.clone(), lack.to_string()))
+                    .collect(),
+                _ => BTreeMap::new(),
+            },
             latched: progress.latched,
             latched_prefixes: u32::try_from(self.memory.latched().len()).unwrap_or(u32::MAX),
             peers_expected: progress.peers_expected,
