@@ -70,6 +70,9 @@ Exit codes:
   2  the command line is not understood")]
     Verify(Verify),
 
+    /// Look at the mesh of a whole Kubernetes cluster, or end it.
+    Cluster(Cluster),
+
     /// Make this node's key, and print the block that describes it in the mesh file.
     ///
     /// A key that is there already stays, and its block is printed again.
@@ -173,6 +176,70 @@ pub(crate) struct Verify {
     /// Print the verdict as JSON.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Cluster {
+    #[command(subcommand)]
+    pub(crate) command: ClusterCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClusterCommand {
+    /// Say how every node of the cluster is doing, one line each.
+    ///
+    /// What it says is what the daemons have published in their MeshNode objects. Nodes that are not Ready
+    /// and those that the Mesh leaves outside are shown and count for nothing.
+    #[command(after_help = "\
+Examples:
+  warren cluster status
+  warren cluster status --json | jq -r '.wrong[]'
+
+Exit codes:
+  0  the mesh of every Ready node is well
+  1  it is not, or the API server was not reached, and sentences say why
+  2  the command line is not understood")]
+    Status(ClusterStatus),
+
+    /// Have every daemon take away what it made, and wait until all have.
+    ///
+    /// Sets spec.enforcement of the Mesh to Removed: traffic travels in the clear from then on. Keys and
+    /// records stay. The chart does this before it is uninstalled.
+    #[command(after_help = "\
+Example:
+  warren cluster remove --timeout 120
+
+Exit codes:
+  0  every Ready node with a daemon has said that it is done
+  1  one has not in that time, and a sentence names it
+  2  the command line is not understood")]
+    Remove(ClusterRemove),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ClusterStatus {
+    #[command(flatten)]
+    pub(crate) access: Access,
+    /// Print the objects and what is wrong as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ClusterRemove {
+    #[command(flatten)]
+    pub(crate) access: Access,
+    /// How many seconds to wait for the daemons.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pub(crate) timeout: u32,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Access {
+    /// How to reach the API server; what KUBECONFIG names unless given, then the pod's own account, then
+    /// ~/.kube/config.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) kubeconfig: Option<PathBuf>,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -2,11 +2,13 @@
 //!
 //! Each subcommand is one function in the module of its concern; this file only says which there
 //! are. Nothing here changes a host: `init` writes a key and `export` a file, `demo` plays in namespaces
-//! of its own, `verify` sends packets that must not arrive, the rest only looks.
+//! of its own, `verify` sends packets that must not arrive, the rest only looks. `cluster remove` changes
+//! a Kubernetes object, from which the daemons take their word.
 
 mod args;
 mod capture;
 mod clock;
+mod cluster;
 mod demo;
 mod echo;
 mod export;
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => return exit(demo::run(&args)),
         Command::Status(args) => status::run(&args),
         Command::Verify(args) => return exit(verify::run(&args)),
+        Command::Cluster(args) => return exit(cluster::run(&args)),
         Command::Init(args) => init::run(&args),
         Command::Genkey => keys::genkey(),
         Command::Pubkey => keys::pubkey(),

@@ -235,7 +235,7 @@ fn remark(peer: &Peer, node: &status::Node) -> Option<String> {
 }
 
 /// Columns as wide as their widest entry.
-fn table<const N: usize>(rows: &[[String; N]]) -> String {
+pub(crate) fn table<const N: usize>(rows: &[[String; N]]) -> String {
     let mut text = String::new();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
     let widths: Vec<usize> = (0..N).map(|column| width(column).unwrap_or(0)).collect();
