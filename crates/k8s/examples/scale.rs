@@ -86,10 +86,18 @@ fn main() {
         name(number)
     };
     print(
-        "a changed node: the directory",
+        "a changed node: the directory, anew",
         &time(|| {
             change(&mut view);
             view.directory(&settings, &known)
+        }),
+    );
+    let mut updated = view.directory(&settings, &known);
+    print(
+        "a changed node: the directory, by name",
+        &time(|| {
+            let name = change(&mut view);
+            updated.update(&view, &settings, &known, [&name])
         }),
     );
     print(

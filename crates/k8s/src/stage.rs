@@ -107,20 +107,19 @@ impl View {
             return of_mesh(distrust.into());
         }
 
-        let members = self.members(settings);
-        let mut records = members.values().flatten();
-        if own.returning && records.any(|record| record.progress.latched) {
+        let members: Vec<Member<'_>> = self.members(settings).collect();
+        let records = || members.iter().filter_map(|member| member.record);
+        if own.returning && records().any(|record| record.progress.latched) {
             return Stage::Strict;
         }
-        let with_record = members.values().flatten().count();
-        let expected = u32::try_from(with_record.saturating_sub(1)).unwrap_or(u32::MAX);
-        let ready = members.iter().filter(|(name, _)| self.is_ready(name));
+        let expected = records().count().saturating_sub(1);
+        let expected = u32::try_from(expected).unwrap_or(u32::MAX);
         let mut nodes = BTreeMap::new();
         let mut talking = 0;
-        for (name, record) in ready {
-            talking += u32::from(record.is_some());
-            if let Some(holdup) = holdup(*record, expected) {
-                nodes.insert((*name).to_owned(), holdup);
+        for member in members.iter().filter(|member| member.ready) {
+            talking += u32::from(member.record.is_some());
+            if let Some(holdup) = holdup(member.record, expected) {
+                nodes.insert(member.name.to_owned(), holdup);
             }
         }
         if talking < 2 {
@@ -134,26 +133,32 @@ impl View {
         }
     }
 
-    /// Every node that is no exception, with its record if that is followed.
-    fn members(&self, settings: &Settings) -> BTreeMap<&str, Option<&Record>> {
-        let mut members = BTreeMap::new();
-        for (name, facts) in self.nodes.iter().flatten() {
-            if settings.excepts(name, facts) {
-                continue;
-            }
-            let records = self.records.as_ref();
-            let record = records.and_then(|records| records.get(name)?.as_ref().ok());
-            let record = record
-                .filter(|record| record.node_uid == facts.uid && record.mode == settings.mode);
-            members.insert(name.as_str(), record);
-        }
-        members
+    /// Every node that is no exception, by name.
+    fn members(&self, settings: &Settings) -> impl Iterator<Item = Member<'_>> {
+        // Both are in the order of names, so that none is looked for.
+        let mut records = self.records.iter().flatten().peekable();
+        let nodes = self.nodes.iter().flatten();
+        nodes.filter_map(move |(name, facts)| {
+            while records.next_if(|(other, _)| *other < name).is_some() {}
+            let record = records.next_if(|(other, _)| *other == name);
+            let record = record.and_then(|(_, record)| record.as_ref().ok());
+            let followed =
+                |record: &&Record| record.node_uid == facts.uid && record.mode == settings.mode;
+            (!settings.excepts(name, facts)).then(|| Member {
+                name,
+                ready: facts.ready,
+                record: record.filter(followed),
+            })
+        })
     }
+}
 
-    fn is_ready(&self, name: &str) -> bool {
-        let nodes = self.nodes.as_ref();
-        nodes.is_some_and(|nodes| nodes.get(name).is_some_and(|facts| facts.ready))
-    }
+/// A node that is no exception.
+struct Member<'a> {
+    name: &'a str,
+    ready: bool,
+    /// Its record, if that is followed.
+    record: Option<&'a Record>,
 }
 
 /// What a Ready node lacks, if anything.

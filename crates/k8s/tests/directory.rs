@@ -343,8 +343,12 @@ proptest! {
                 _ if bad => drop(records.insert(name.clone(), Err(RecordError::Port))),
                 _ => drop(records.insert(name.clone(), Ok(record))),
             }
-            entries.update(&view, &settings, &known, [&name]);
+            let before = entries.clone();
+            let changed = entries.update(&view, &settings, &known, [&name]);
             prop_assert_eq!(&entries, &view.directory(&settings, &known));
+            let differs = before.directory != entries.directory || before.uids != entries.uids;
+            prop_assert_eq!(changed.into_iter().map(|name| name.to_string()).collect::<Vec<_>>(),
+                if differs { vec![name] } else { Vec::new() });
         }
     }
 
