@@ -16,7 +16,7 @@ use warren_mesh::{Plan, RESOLVE_AGAIN_SECS};
 use warren_netlink::{Ahead, Host, LinkState, Report};
 use warren_state::StateDir;
 
-use crate::args::Run;
+use crate::args::{Aead, Run};
 use crate::notify;
 use crate::source::{self, Aim, Around, Source};
 use crate::status::{Board, fence_in_words, fences};
@@ -281,6 +281,9 @@ impl Daemon {
 
     fn tunnel_as(&mut self, plan: &Plan) -> anyhow::Result<()> {
         if self.tunnel.is_none() {
+            if self.args.aead == Aead::Library {
+                warren_engine::use_library_only();
+            }
             let workers =
                 (self.args.workers).map_or_else(warren_engine::default_workers, usize::from);
             self.tunnel = Some(Tunnel::open(plan, workers, &self.state)?);
@@ -291,12 +294,18 @@ impl Daemon {
         }
     }
 
-    /// The host as it should be, less the routes that it does not have yet.
+    /// The host as it should be, less the routes to what nobody takes in the tunnel yet.
     fn without_new_routes(&self, host: &HostConfig) -> HostConfig {
         let mut first = host.clone();
-        if let Some(made) = &self.made {
-            let old: &BTreeSet<IpNet> = &made.routes;
-            first.routes.retain(|route| old.contains(route));
+        if let Some(made) = &self.made
+            && !host.routes.is_subset(&made.routes)
+        {
+            let device = (self.tunnel.as_ref()).map(|tunnel| tunnel.engine().status());
+            let peers = device.iter().flat_map(|device| device.peers.values());
+            let taken: BTreeSet<&IpNet> = peers.flat_map(|peer| &peer.config.allowed_ips).collect();
+            first
+                .routes
+                .retain(|route| made.routes.contains(route) || taken.contains(route));
         }
         first
     }

@@ -40,8 +40,8 @@ pub const MESH: &str = "default";
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("self.enforcement != 'Strict' || size(self.podPrefixes) > 0")
-    .message("Strict needs podPrefixes: without them nothing says what must not travel in the clear")
+#[x_kube(validation = Rule::new("self.enforcement != 'Strict' || size(self.podPrefixes) > 0 || (has(self.mode) && self.mode == 'Overlay')")
+    .message("Strict needs podPrefixes, but for mode Overlay: without them nothing says what must not travel in the clear")
     .field_path(".podPrefixes"))]
 #[x_kube(validation = Rule::new("!(self.port in self.overlayPorts)")
     .message("the mesh's own port cannot be that of the CNI's tunnel")

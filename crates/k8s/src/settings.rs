@@ -81,7 +81,8 @@ impl Settings {
             masquerade: true,
             ..Mesh::default()
         };
-        if spec.enforcement == Enforcement::Strict && mesh.prefixes.is_empty() {
+        let is_routed = mode == Mode::Route;
+        if spec.enforcement == Enforcement::Strict && is_routed && mesh.prefixes.is_empty() {
             return Err(SettingsError::NoPrefixes);
         }
         Ok(Self {

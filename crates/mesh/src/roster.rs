@@ -142,7 +142,7 @@ impl Roster {
         let step = PACE
             * u32::try_from(self.peers.len() / 64)
                 .unwrap_or(32)
-                .clamp(4, 32);
+                .clamp(1, 32);
         let mut seen = Seen::default();
         let mut wait = |at: Duration| {
             seen.next = Some(seen.next.map_or(at, |next| next.min(at)));

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use tokio::time::{Instant, sleep_until};
 use warren_k8s::{
     Access, Client, Distrust, Entries, Event as Told, Feed, Identity, MeshSpec, Mode, Own,
@@ -51,6 +52,10 @@ pub(crate) struct ClusterSource {
     was_ready: bool,
     roster: Roster,
     ready: BTreeSet<NodeName>,
+    /// What these take.
+    reached: BTreeSet<IpNet>,
+    /// The plan follows no more from what is known.
+    is_stale: bool,
     /// When to look at the peers again.
     look_at: Option<Instant>,
     started: Instant,
@@ -102,6 +107,8 @@ impl ClusterSource {
             was_ready: false,
             roster: Roster::new(rand_seed()?),
             ready: BTreeSet::new(),
+            reached: BTreeSet::new(),
+            is_stale: false,
             look_at: None,
             started: Instant::now(),
             larger_behind: None,
@@ -149,6 +156,7 @@ impl ClusterSource {
     /// What this node should be, given what is around it now.
     pub(crate) fn aim(&mut self, host: &mut Host) -> Result<Aim, String> {
         self.take_in()?;
+        self.is_stale = false;
         let Some(view) = self.believed.take() else {
             return Err(self.waiting());
         };
@@ -321,7 +329,7 @@ impl ClusterSource {
             ..Secrets::default()
         };
         let steered = match stage {
-            Stage::Permissive => self.claims_of_ready(&entries),
+            Stage::Permissive => self.reached.clone(),
             Stage::Staged(_) | Stage::Strict => self.memory.latched().clone(),
         };
         let resolved = Resolved::new();
@@ -420,8 +428,9 @@ impl ClusterSource {
         let now = self.started.elapsed();
         self.roster.update(candidates, plan.peers.len() + 1, now);
         if self.look(around) {
-            // By way of the loop.
+            // By way of the loop. What is not true yet is not said.
             self.look_at = Some(Instant::now());
+            return;
         }
         self.publish(plan, around);
     }
@@ -442,13 +451,25 @@ impl ClusterSource {
         self.look_at = seen.next.map(|at| self.started + at);
         let changed = seen.ready != self.ready;
         self.ready = seen.ready;
-        self.memory
-            .speaks(&device, wall_time(), &made.entries.directory);
-        let is_permissive = made.stage == Stage::Permissive;
-        let claims = self.claims_of_ready(&made.entries);
-        let closed = !is_permissive && self.memory.latch(claims);
-        let is_staged = matches!(made.stage, Stage::Staged(_));
-        if is_permissive && changed || closed && is_staged {
+        let directory = &made.entries.directory;
+        self.memory.speaks(&device, wall_time(), directory);
+        // By what the device has, where nobody's claim is another's.
+        let ready = self
+            .ready
+            .iter()
+            .filter_map(|name| directory.nodes.get(name));
+        let ready = ready.filter_map(|node| device.peers.get(&node.public_key?));
+        let allowed_ips = ready.flat_map(|peer| peer.config.allowed_ips.iter().copied());
+        self.reached = allowed_ips.collect();
+        self.is_stale |= match made.stage {
+            Stage::Permissive => changed,
+            Stage::Staged(_) => self.memory.latch(&self.reached),
+            Stage::Strict => {
+                self.memory.latch(&self.reached);
+                false
+            }
+        };
+        if self.is_stale {
             return true;
         }
         if changed {
@@ -458,18 +479,6 @@ impl ClusterSource {
             }
         }
         false
-    }
-
-    /// All that the peers that are ready are.
-    fn claims_of_ready(&self, entries: &Entries) -> BTreeSet<ipnet::IpNet> {
-        let nodes = &entries.directory.nodes;
-        let ready = self.ready.iter().filter_map(|name| nodes.get(name));
-        ready
-            .flat_map(|node| {
-                let addresses = node.addresses.iter().copied().map(ipnet::IpNet::from);
-                node.prefixes.iter().copied().chain(addresses)
-            })
-            .collect()
     }
 
     /// Everything was taken away.

@@ -60,3 +60,22 @@ fn a_booted_node_encrypts_before_the_api_answers_and_leaks_nothing_before_that()
     lab.settle(&nodes);
     lab.assert_closed();
 }
+
+/// Fifty daemons start on as many cores as there are; what is measured is the one that starts alone.
+#[test]
+#[ignore = "a minute, and two gigabytes"]
+fn with_fifty_peers_a_killed_daemon_carries_within_half_a_second_too() {
+    let (mut lab, mut nodes) = Lab::of(51, "Strict");
+    lab.settle(&nodes);
+    lab.listen();
+    let flows: Vec<Flow> = (nodes[1..].iter().step_by(10))
+        .map(|node| Flow::start(&node.pod, &nodes[0].pod, "10.244.1.5"))
+        .collect();
+    nodes[0].end(Signal::KILL);
+    nodes[0].start();
+    let took = flows.iter().map(Flow::next).max().expect("there are some");
+    eprintln!("from start to the first packet of the last peer: {took:?}");
+    assert!(took < Duration::from_millis(500), "{took:?}");
+    flows.into_iter().for_each(|flow| drop(flow.stop()));
+    lab.assert_closed();
+}

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use warren_control::status::{Enforcement, Status};
-use warren_tests_cluster::{Flood, Lab, Node, PODS, patiently};
+use warren_tests_cluster::{Flood, Flow, Lab, Node, PODS, check_reverse_paths_loosely, patiently};
 
 fn enforces(status: &Status, enforcement: Enforcement) -> bool {
     let cluster = status.cluster.as_ref();
@@ -162,4 +162,45 @@ fn removed_leaves_nothing_on_any_node_and_says_so() {
     lab.listen();
     nodes[0].talk_to(&nodes[1]);
     lab.assert_closed();
+}
+
+#[test]
+fn a_staged_cluster_loses_no_packet_on_its_way_to_strict() {
+    let lab = Lab::new();
+    lab.mesh(json!({"podPrefixes": PODS}));
+    let mut nodes: Vec<Node> = (1..=2).map(|number| lab.join(number)).collect();
+    check_reverse_paths_loosely(&nodes);
+    let flows = [
+        Flow::start(&nodes[0].pod, &nodes[1].pod, "10.244.2.5"),
+        Flow::start(&nodes[1].pod, &nodes[0].pod, "fd00:10:244:1::5"),
+    ];
+    for node in &mut nodes {
+        node.start();
+    }
+    all_enforce(&nodes, Enforcement::Strict);
+    for flow in flows {
+        flow.go_on();
+        flow.end_whole();
+    }
+}
+
+#[test]
+fn a_permissive_mesh_encrypts_what_it_reaches_and_lets_the_rest_pass() {
+    let (lab, mut nodes) = Lab::of(2, "Permissive");
+    lab.settle(&nodes);
+    let mut lab = lab;
+    lab.listen();
+    nodes[0].talk_to(&nodes[1]);
+    lab.assert_closed();
+    // n3 has no daemon.
+    let third = lab.join(3);
+    assert!(nodes[0].pod.reaches("10.244.3.5") && third.pod.reaches("10.244.1.5"));
+    // What was strict is open by the operator's word, and by nothing else.
+    nodes.push(third);
+    lab.mesh(json!({"podPrefixes": PODS, "enforcement": "Strict"}));
+    all_enforce(&nodes[..2], Enforcement::Strict);
+    assert!(!nodes[0].pod.reaches("10.244.3.5"));
+    lab.mesh(json!({"podPrefixes": PODS, "enforcement": "Permissive"}));
+    all_enforce(&nodes[..2], Enforcement::Permissive);
+    assert!(nodes[0].pod.reaches("10.244.3.5"));
 }

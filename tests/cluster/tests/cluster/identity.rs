@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use kube::api::DeleteParams;
-use warren_tests_cluster::{Lab, Node, patiently};
+use warren_tests_cluster::{Flow, Lab, Node, patiently};
 
 fn key(lab: &Lab, name: &str) -> Option<String> {
     lab.record(name).map(|record| record.spec.public_key)
@@ -87,4 +87,28 @@ fn a_copied_disk_does_not_share_the_key_of_its_origin() {
     }
     lab.settle(&nodes);
     assert_ne!(key(&lab, "n1"), key(&lab, "n2"));
+}
+
+// BEHAVIOURS 42.
+#[test]
+fn a_node_that_publishes_another_s_key_is_refused_and_cuts_nobody_off() {
+    let (mut lab, nodes) = Lab::of(2, "Strict");
+    lab.settle(&nodes);
+    lab.listen();
+    let flow = Flow::start(&nodes[0].pod, &nodes[1].pod, "10.244.2.5");
+    // n3's daemon says that n2's key is its own.
+    let uid = lab.add_node("n3", 3);
+    let thief = lab.wait(lab.cluster.daemon("n3"));
+    let mut record = thief.record_of("n3", &uid);
+    record["spec"]["publicKey"] = key(&lab, "n2").expect("it publishes").into();
+    lab.wait(thief.apply(&record))
+        .expect("it is its own record");
+    nodes[0].until("it is named", |status| {
+        let named = |problem: &String| problem.contains("n3") && problem.contains("n2");
+        status.problems.iter().any(named)
+    });
+    assert!(!nodes[0].pod.reaches("10.244.3.5"));
+    flow.go_on();
+    flow.end_whole();
+    lab.assert_closed();
 }

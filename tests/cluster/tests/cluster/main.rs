@@ -5,3 +5,4 @@ mod crash;
 mod enforcement;
 mod identity;
 mod join;
+mod overlay;

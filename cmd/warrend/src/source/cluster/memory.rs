@@ -211,14 +211,13 @@ impl Memory {
 
     /// These prefixes were reached: they are closed from now on, on the disk before anywhere else.
     /// Whether any is new.
-    pub(super) fn latch(&mut self, reached: BTreeSet<IpNet>) -> bool {
+    pub(super) fn latch(&mut self, reached: &BTreeSet<IpNet>) -> bool {
         let Some(kept) = &mut self.kept else {
             return false;
         };
-        let before = kept.latched.len();
-        kept.latched.extend(reached);
-        let is_new = kept.latched.len() != before;
+        let is_new = !reached.is_subset(&kept.latched);
         if is_new {
+            kept.latched.extend(reached);
             self.write();
         }
         is_new

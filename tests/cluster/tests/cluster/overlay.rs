@@ -1,0 +1,57 @@
+//! A CNI that wraps pods' traffic in VXLAN, which is what is encrypted.
+
+use rustix::process::Signal;
+use serde_json::json;
+use warren_tests_cluster::{Cni, Flood, Flow, Lab, Node, check_reverse_paths_loosely};
+
+#[test]
+fn an_overlay_s_packets_go_by_the_tunnel_or_not_at_all() {
+    let mut lab = Lab::by(Cni::Vxlan);
+    lab.mesh(json!({"mode": "Overlay", "overlayPorts": [8472], "enforcement": "Strict"}));
+    let mut nodes: Vec<Node> = (1..=3).map(|number| lab.join(number)).collect();
+    assert!(nodes[0].pod.reaches("10.244.2.5"), "in the clear");
+    for node in &mut nodes {
+        node.start();
+    }
+    lab.settle(&nodes);
+    lab.listen();
+    nodes[0].talk_to(&nodes[1]);
+    nodes[1].talk_to(&nodes[2]);
+    let flow = Flow::start(&nodes[0].pod, &nodes[2].pod, "10.244.3.5");
+    let flood = Flood::start(&nodes[1].pod, &nodes[0].pod_addresses());
+    nodes[1].end(Signal::KILL);
+    flood.go_on();
+    assert!(!nodes[1].pod.reaches("10.244.1.5"));
+    nodes[1].host.run("ip link del warren0");
+    flood.go_on();
+    nodes[1].start();
+    lab.settle(&nodes);
+    nodes[0].talk_to(&nodes[1]);
+    flood.stop();
+    flow.end_whole();
+    lab.assert_closed();
+}
+
+#[test]
+fn a_staged_overlay_turns_strict_and_loses_less_than_a_twentieth_of_a_second() {
+    let mut lab = Lab::by(Cni::Vxlan);
+    lab.mesh(json!({"mode": "Overlay", "overlayPorts": [8472]}));
+    let mut nodes: Vec<Node> = (1..=2).map(|number| lab.join(number)).collect();
+    check_reverse_paths_loosely(&nodes);
+    let flow = Flow::start(&nodes[0].pod, &nodes[1].pod, "10.244.2.5");
+    for node in &mut nodes {
+        node.start();
+    }
+    for node in &nodes {
+        node.until("it is strict", |status| {
+            let cluster = status.cluster.as_ref();
+            cluster.is_some_and(|cluster| cluster.latched)
+        });
+    }
+    flow.go_on();
+    let lost = flow.stop();
+    assert!(lost.len() < 25, "{lost:?}");
+    lab.listen();
+    nodes[0].talk_to(&nodes[1]);
+    lab.assert_closed();
+}
