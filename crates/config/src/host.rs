@@ -33,6 +33,12 @@ pub struct HostConfig {
     pub fence: Fence,
 }
 
+/// Whether one of `prefixes` is `net` or contains it. Asks for each prefix that could, at most 129, and not for all
+/// that there are: there may be thousands, and as many to ask for.
+pub fn is_within(prefixes: &BTreeSet<IpNet>, net: &IpNet) -> bool {
+    std::iter::successors(Some(*net), IpNet::supernet).any(|net| prefixes.contains(&net))
+}
+
 /// Which packets go by the tunnel: all to a prefix, or another tunnel's between the same nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Steering {

@@ -20,5 +20,5 @@ pub use device::{
     WallTime,
 };
 pub use diff::diff;
-pub use host::{Fence, HostConfig, Steering};
+pub use host::{Fence, HostConfig, Steering, is_within};
 pub use keys::{KeyError, PresharedKey, PrivateKey, PublicKey};

@@ -145,6 +145,14 @@ impl Directory {
         }
     }
 
+    /// An endpoint with its port.
+    pub(crate) fn full(&self, endpoint: &Endpoint) -> Endpoint {
+        Endpoint {
+            host: endpoint.host.clone(),
+            port: endpoint.port.or(Some(self.mesh.port)),
+        }
+    }
+
     /// Every node but `this`.
     pub(crate) fn others(&self, this: &NodeName) -> impl Iterator<Item = (&NodeName, &Node)> {
         self.nodes.iter().filter(move |(name, _)| *name != this)
@@ -152,6 +160,11 @@ impl Directory {
 }
 
 impl Node {
+    /// Whether others wait for it to call.
+    pub(crate) fn is_caller(&self) -> bool {
+        self.endpoints.is_empty() && !self.outside
+    }
+
     /// Its prefixes, then its addresses, each with where it is written.
     pub(crate) fn claims(&self) -> impl Iterator<Item = (Field, usize, IpNet)> {
         let prefixes = (self.prefixes.iter().enumerate())

@@ -6,7 +6,8 @@
 //!    read elsewhere; either way a [`Directory`] comes out, which knows nothing of files.
 //! 2. [`Directory::review`] judges it: every rule that does not depend on the host, as [`Problem`]s.
 //!    The file form refuses a file with an error whole; a directory from elsewhere loses only the
-//!    item at fault.
+//!    item at fault. [`Reviewed`] says the same of one that changes node by node, without looking at
+//!    all of it again.
 //! 3. [`plan()`] turns the directory, the name of this node, the addresses that names resolved to and
 //!    the secrets into a [`Plan`]: a device, a host, and what people should know.
 //! 4. [`Roster`] judges over time who of the peers is ready, and who is to be called.
@@ -26,6 +27,7 @@ mod name;
 mod plan;
 mod problem;
 mod review;
+mod reviewed;
 mod roster;
 mod wg_quick;
 
@@ -36,6 +38,7 @@ pub use file::{Located, MeshFile, Position};
 pub use name::{NameError, NodeName, nearest};
 pub use plan::{Peer, Plan, PlanError, Resolved, Secrets, Underlay, plan};
 pub use problem::{Cause, Field, Place, Problem, Severity, Subject};
+pub use reviewed::Reviewed;
 pub use roster::{Candidate, Roster, Seen};
 pub use warren_config::Steering;
 pub use wg_quick::{ExportError, wg_quick};

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use warren_config::{
     DeviceConfig, Fence, HostConfig, PeerConfig, PresharedKey, PrivateKey, PublicKey, Steering,
+    is_within,
 };
 
 use crate::directory::{Directory, Enforcement, KeyFile, Node, Pair};
@@ -13,6 +14,7 @@ use crate::endpoint::{Host, HostName, Unusable};
 use crate::name::NodeName;
 use crate::problem::{Cause, Field, Place, Problem, Severity, Subject};
 use crate::review::refused;
+use crate::reviewed::Reviewed;
 use crate::{DEFAULT_KEEPALIVE_SECS, OVERLAY_ADDRESS};
 
 /// Addresses that one name may add to a peer's candidates; a resolver's answer does not decide how
@@ -114,13 +116,54 @@ pub fn plan(
     underlay: &Underlay,
     steered: &BTreeSet<IpNet>,
 ) -> Result<Plan, PlanError> {
+    let around = (underlay, steered);
+    plan_after(
+        directory,
+        || directory.review(),
+        this,
+        resolved,
+        secrets,
+        around,
+    )
+}
+
+impl Reviewed {
+    /// The same as [`plan()`] of the directory, without another look at all of it.
+    pub fn plan(
+        &self,
+        this: &NodeName,
+        resolved: &Resolved,
+        secrets: &Secrets,
+        underlay: &Underlay,
+        steered: &BTreeSet<IpNet>,
+    ) -> Result<Plan, PlanError> {
+        let (directory, around) = (self.directory(), (underlay, steered));
+        plan_after(
+            directory,
+            || self.problems(),
+            this,
+            resolved,
+            secrets,
+            around,
+        )
+    }
+}
+
+fn plan_after(
+    directory: &Directory,
+    review: impl FnOnce() -> Vec<Problem>,
+    this: &NodeName,
+    resolved: &Resolved,
+    secrets: &Secrets,
+    (underlay, steered): (&Underlay, &BTreeSet<IpNet>),
+) -> Result<Plan, PlanError> {
     let Some(node) = directory.nodes.get(this) else {
         return Err(PlanError::UnknownNode {
             name: this.clone(),
             nearest: directory.nearest_node(this.as_str()),
         });
     };
-    let mut problems = directory.review();
+    let mut problems = review();
     let of_mesh = |problem: &&Problem| {
         problem.severity() == Severity::Error && problem.subject.place == Place::Mesh
     };
@@ -343,12 +386,6 @@ fn host(
             inward: is_strict,
         },
     }
-}
-
-/// Whether one of `prefixes` is `net` or contains it. Asks for each prefix that could: of a set as large
-/// as the mesh this is done for every peer.
-fn is_within(prefixes: &BTreeSet<IpNet>, net: &IpNet) -> bool {
-    std::iter::successors(Some(*net), IpNet::supernet).any(|net| prefixes.contains(&net))
 }
 
 /// What is carried in the clear, of what would otherwise be kept from it: the exceptions', and where the

@@ -34,6 +34,20 @@ impl Directory {
     pub fn review(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
         self.review_mesh(&mut problems);
+        problems.extend(self.review_nodes());
+        self.review_pairs(&mut problems);
+        let callers: Vec<&NodeName> = (self.nodes.iter())
+            .filter(|(_, node)| node.is_caller())
+            .map(|(name, _)| name)
+            .collect();
+        Self::review_reachability(&callers, &mut problems);
+        problems.sort_by(|a, b| a.subject.cmp(&b.subject));
+        problems
+    }
+
+    /// What is wrong with nodes by themselves and among each other, but for who can call whom.
+    pub(crate) fn review_nodes(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
         for (name, node) in &self.nodes {
             self.review_node(name, node, &mut problems);
         }
@@ -44,13 +58,10 @@ impl Directory {
         }
         self.review_keys(&mut problems);
         self.review_shared_endpoints(&refused, &mut problems);
-        self.review_pairs(&mut problems);
-        self.review_reachability(&mut problems);
-        problems.sort_by(|a, b| a.subject.cmp(&b.subject));
         problems
     }
 
-    fn review_mesh(&self, problems: &mut Vec<Problem>) {
+    pub(crate) fn review_mesh(&self, problems: &mut Vec<Problem>) {
         let Mesh {
             name,
             port,
@@ -130,7 +141,7 @@ impl Directory {
         }
     }
 
-    fn review_node(&self, name: &NodeName, node: &Node, problems: &mut Vec<Problem>) {
+    pub(crate) fn review_node(&self, name: &NodeName, node: &Node, problems: &mut Vec<Problem>) {
         let mesh = self.bounds();
         // A prefix that is refused for its size holds every endpoint, and explains none.
         let sound: Vec<IpNet> = (mesh.into_iter().flatten().copied())
@@ -323,11 +334,7 @@ impl Directory {
                 if refused.contains(&subject) {
                     continue;
                 }
-                let full = Endpoint {
-                    host: endpoint.host.clone(),
-                    port: endpoint.port.or(Some(self.mesh.port)),
-                };
-                match seen.entry(full) {
+                match seen.entry(self.full(endpoint)) {
                     Entry::Vacant(vacant) => {
                         vacant.insert((name, subject));
                     }
@@ -344,7 +351,7 @@ impl Directory {
         }
     }
 
-    fn review_pairs(&self, problems: &mut Vec<Problem>) {
+    pub(crate) fn review_pairs(&self, problems: &mut Vec<Problem>) {
         for (pair, file) in &self.pairs {
             let place = || Place::Pair(pair.clone());
             for (index, name) in pair.names().into_iter().enumerate() {
@@ -367,13 +374,7 @@ impl Directory {
 
     /// Two nodes reach each other when at least one has an endpoint. Each pair that does not is
     /// named once, with the node that comes first.
-    fn review_reachability(&self, problems: &mut Vec<Problem>) {
-        let callers: Vec<&NodeName> = self
-            .nodes
-            .iter()
-            .filter(|(_, node)| node.endpoints.is_empty() && !node.outside)
-            .map(|(name, _)| name)
-            .collect();
+    pub(crate) fn review_reachability(callers: &[&NodeName], problems: &mut Vec<Problem>) {
         for (i, name) in callers.iter().enumerate() {
             let others = &callers[i + 1..];
             if !others.is_empty() {
