@@ -23,7 +23,7 @@ use warren_config::{HostConfig, Steering};
 
 use crate::fence;
 use crate::observe::Observed;
-use crate::route::{self, Family, LOCAL_TABLE, MAIN_TABLE, Route, RouteKind, Rule};
+use crate::route::{self, Action, Family, LOCAL_TABLE, MAIN_TABLE, Route, RouteKind, Rule};
 use crate::wire::{self, read_u32};
 
 /// `RT_TABLE_DEFAULT`.
@@ -125,10 +125,8 @@ pub fn ahead(observed: &Observed, config: &HostConfig) -> Vec<Ahead> {
 fn ahead_in(observed: &Observed, config: &HostConfig, family: Family) -> Vec<Ahead> {
     let ours = fence::rules(config, family);
     // What no rule of ours has stopped yet.
-    let mesh = config.fence.mesh.iter();
-    let mut open: BTreeSet<IpNet> = (mesh.map(IpNet::trunc))
-        .filter(|prefix| Family::of(prefix) == family)
-        .collect();
+    let mesh = fence::joined(&config.fence.mesh, family);
+    let mut open: BTreeSet<IpNet> = mesh.into_iter().collect();
     // An overlay has one of each for each of its ports.
     let ports = match &config.steering {
         Steering::Prefixes => 1,
@@ -148,6 +146,10 @@ fn ahead_in(observed: &Observed, config: &HostConfig, family: Family) -> Vec<Ahe
             if rule.priority == config.rule_priority {
                 lookups += 1;
                 is_marked |= lookups == ports;
+            }
+            // It leads to the blackholes of all.
+            if rule.priority == config.rule_priority + 1 && rule.action != Action::Blackhole {
+                open.clear();
             }
             let everything = || open.iter().find(|prefix| prefix.prefix_len() == 0);
             if rule.priority == config.rule_priority + 1
@@ -377,14 +379,17 @@ fn overlap(one: &IpNet, other: &IpNet) -> Option<IpNet> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::route::{Action, Link};
+    use crate::route::Link;
     use crate::tests::{config, ip, net};
 
     const UNDERLAY: u32 = 2;
 
     /// A host with our rules, and one of somebody else among those of IPv4, at its place.
     fn host(theirs: AnyRule) -> Observed {
-        let config = config();
+        host_of(&config(), theirs)
+    }
+
+    fn host_of(config: &HostConfig, theirs: AnyRule) -> Observed {
         let mut observed = Observed {
             families: Family::ALL.into(),
             ..Observed::default()
@@ -402,7 +407,7 @@ mod tests {
             };
             observed.links.insert(index, link);
         }
-        let ours = Family::ALL.map(|family| fence::rules(&config, family));
+        let ours = Family::ALL.map(|family| fence::rules(config, family));
         let ours = ours
             .iter()
             .flatten()
@@ -569,6 +574,80 @@ mod tests {
         assert!(ahead(&observed, &config()).is_empty());
         observed.others.insert((Family::V4, 100), None);
         assert_eq!(ahead(&observed, &config()).len(), 1);
+    }
+
+    #[test]
+    fn a_rule_about_what_is_an_exception_does_not_count() {
+        let mut config = config();
+        config.fence.open = [net("10.1.2.0/24")].into();
+        for (to, counts) in [
+            ("10.1.2.0/24", false),
+            ("10.1.2.9/32", false),
+            ("10.1.3.0/24", true),
+        ] {
+            let rule = AnyRule {
+                to: Some(net(to)),
+                ..theirs(90, MAIN_TABLE)
+            };
+            let found = ahead(&host_of(&config, rule), &config);
+            assert_eq!(!found.is_empty(), counts, "{to}");
+        }
+    }
+
+    #[test]
+    fn of_an_overlay_a_rule_counts_that_may_be_about_its_ports() {
+        let ports = [4789, 8472].into();
+        let mut config = config();
+        config.steering = Steering::Overlay { ports };
+        config.fence.mesh = ["0.0.0.0/0", "::/0"].map(net).into();
+        config.fence.local = ["192.0.2.1/32"].map(net).into();
+        let tcp = 6;
+        for (priority, ip_protocol, ports, counts) in [
+            (90, None, None, true),
+            (90, Some(route::UDP), None, true),
+            (90, Some(tcp), None, false),
+            (90, Some(route::UDP), Some((53, 53)), false),
+            (90, Some(route::UDP), Some((4000, 5000)), true),
+            (90, None, Some((8472, 8472)), true),
+            // The kernel's own come after the last blackhole.
+            (100, None, None, false),
+            (32766, None, None, false),
+        ] {
+            let rule = AnyRule {
+                ip_protocol,
+                ports,
+                ..theirs(priority, MAIN_TABLE)
+            };
+            let found = ahead(&host_of(&config, rule.clone()), &config);
+            assert_eq!(!found.is_empty(), counts, "{rule:?}");
+        }
+    }
+
+    #[test]
+    fn a_rule_for_one_port_is_read_as_older_and_as_newer_kernels_tell_it() {
+        let rule = Rule {
+            family: Family::V4,
+            priority: 98,
+            to: None,
+            unmarked: None,
+            port: Some(8472),
+            action: Action::Lookup {
+                table: 51820,
+                suppress: None,
+            },
+            protocol: route::PROTOCOL_KERNEL,
+        };
+        let older = rule.add().payload().to_vec();
+        assert_eq!(Rule::parse(&older), Some(rule));
+        let mask = wire::Message::new(0, 0, &[], &[wire::bytes(route::FRA_DPORT_MASK, &[0xff; 2])]);
+        let newer = [older.as_slice(), mask.payload()].concat();
+        assert_eq!(Rule::parse(&newer), Some(rule));
+        let read = AnyRule::parse(&newer).expect("it is a rule");
+        assert!(!read.is_narrower && read.ours == Some(rule));
+        // One for several ports is nobody's of ours.
+        let mask = wire::Message::new(0, 0, &[], &[wire::bytes(route::FRA_DPORT_MASK, &[0xff, 0])]);
+        let masked = [older.as_slice(), mask.payload()].concat();
+        assert_eq!(Rule::parse(&masked), None);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
-use warren_config::{HostConfig, Steering};
+use warren_config::{HostConfig, Steering, is_within};
 
 use crate::observe::Surroundings;
 
@@ -117,8 +117,7 @@ pub fn faults(config: &HostConfig) -> Vec<Conflict> {
     }
     // A permissive mesh fences nothing.
     let is_fenced = fence.inward || !fence.mesh.is_empty();
-    let unfenced =
-        |route: &&IpNet| is_fenced && !fence.mesh.iter().any(|mesh| mesh.contains(*route));
+    let unfenced = |route: &&IpNet| is_fenced && !is_within(&fence.mesh, route);
     found.extend(
         config
             .routes

@@ -10,7 +10,7 @@
 //! | `p - 1` | `to OWN lookup main suppress_prefixlength LENGTH - 1` | own prefixes by their own route, never by the default route |
 //! | `p - 1` | `to OPEN lookup main` | exceptions, in the clear |
 //! | `p` | `not fwmark MARK lookup TABLE` | peers' prefixes into the tunnel; blackholes behind them |
-//! | `p + 1` | `to MESH blackhole` | marked packets, and a table that somebody flushed |
+//! | `p + 1` | `to MESH blackhole`, or `lookup TABLE` of a staged mesh in many pieces | marked packets, and a table that somebody flushed |
 //!
 //! Of an overlay all but the first say `ipproto udp dport PORT`, one for each port, and none says `not fwmark`:
 //! what the tunnel itself sends has another port. Where it is strict its mesh is everything.
@@ -57,6 +57,10 @@ use crate::route::{self, Action, Family, Route, RouteKind};
 pub(crate) const COMMENT: &str = "warren:";
 /// Behind every route that one would think of.
 pub(crate) const BLACKHOLE_METRIC: u32 = u32::MAX;
+/// The kernel tries rules one by one for every packet that it looks up, those that are not the mesh's among them. Of
+/// a staged mesh with more pieces than this marked packets are led into our table as well, and only the nftables
+/// table closes what somebody has flushed from there.
+const BACKSTOPS: usize = 64;
 /// What IPv6 has by default; IPv4 gets it too.
 pub(crate) const ROUTE_METRIC: u32 = 1024;
 /// After everything that rewrites a packet; source NAT is at 100.
@@ -456,16 +460,21 @@ fn set(name: &'static str, family: Family, prefixes: &BTreeSet<IpNet>) -> Set {
     let of_family = prefixes
         .iter()
         .filter(|prefix| Family::of(prefix) == family);
-    // Without those that others contain, and with neighbours joined: ranges are apart.
-    let apart = IpNet::aggregate(&of_family.copied().collect());
-    let ranges = apart.iter().map(|prefix| {
-        let end = successor(prefix.broadcast());
-        (route::ip_bytes(prefix.network()), end.map(route::ip_bytes))
-    });
+    // Without those that others contain, and with neighbours joined: ranges are apart, and none begins
+    // where another ends, of which the kernel takes some and refuses others.
+    let mut ranges: Vec<(Vec<u8>, Option<Vec<u8>>)> = Vec::new();
+    for prefix in IpNet::aggregate(&of_family.copied().collect()) {
+        let first = route::ip_bytes(prefix.network());
+        let end = successor(prefix.broadcast()).map(route::ip_bytes);
+        match ranges.last_mut() {
+            Some((_, last)) if last.as_ref() == Some(&first) => *last = end,
+            _ => ranges.push((first, end)),
+        }
+    }
     Set {
         name,
         family,
-        ranges: ranges.collect(),
+        ranges,
     }
 }
 
@@ -479,6 +488,20 @@ fn successor(address: IpAddr) -> Option<IpAddr> {
             .checked_add(1)
             .map(|next| IpAddr::V6(next.into())),
     }
+}
+
+/// The prefixes of one family in as few as say the same.
+pub(crate) fn joined(prefixes: &BTreeSet<IpNet>, family: Family) -> Vec<IpNet> {
+    let of_family = prefixes
+        .iter()
+        .filter(|prefix| Family::of(prefix) == family);
+    IpNet::aggregate(&of_family.map(IpNet::trunc).collect())
+}
+
+/// What rules close behind our table, whatever is in it. `None` where that would be too many.
+pub(crate) fn backstops(config: &HostConfig, family: Family) -> Option<Vec<IpNet>> {
+    let mesh = joined(&config.fence.mesh, family);
+    (mesh.len() <= BACKSTOPS).then_some(mesh)
 }
 
 /// The rules as they should be, in the order in which to add them.
@@ -518,16 +541,22 @@ pub(crate) fn rules(config: &HostConfig, family: Family) -> Vec<route::Rule> {
             rule(priority - 1, Some(*prefix), None, main)
         }));
     }
+    let (open, mesh) = (
+        joined(&config.fence.open, family),
+        backstops(config, family),
+    );
     for port in ports {
-        let open = config.fence.open.iter().filter(of_family);
-        rules.extend(open.map(|prefix| {
+        rules.extend(open.iter().map(|prefix| {
             let main = lookup(route::MAIN_TABLE, None);
-            rule(priority - 1, Some(prefix.trunc()), port, main)
+            rule(priority - 1, Some(*prefix), port, main)
         }));
-        let mesh = config.fence.mesh.iter().filter(of_family);
-        rules.extend(
-            mesh.map(|prefix| rule(priority + 1, Some(prefix.trunc()), port, Action::Blackhole)),
-        );
+        match &mesh {
+            Some(mesh) => rules.extend(
+                mesh.iter()
+                    .map(|prefix| rule(priority + 1, Some(*prefix), port, Action::Blackhole)),
+            ),
+            None => rules.push(rule(priority + 1, None, port, lookup(config.table, None))),
+        }
         rules.push(route::Rule {
             // What the tunnel itself sends goes to another port than an overlay's.
             unmarked: port.is_none().then_some(config.fwmark),

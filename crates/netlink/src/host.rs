@@ -1,6 +1,6 @@
 //! The loop's one step: look, plan, change, look again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,13 +14,15 @@ use crate::connection::KernelError;
 use crate::observe::{Kernel, Nftables, Observed, Surroundings};
 use crate::owned::{self, Claim, Owned, StateError};
 use crate::plan::{self, Change, Occupied, occupied, plan};
-use crate::route::{self, Rule};
-use crate::watch::{Pace, Watcher};
+use crate::route::{self, Link, Rule};
+use crate::watch::{Interest, Pace, Watcher};
 
 /// After so many rounds of planning what still differs waits for the next event.
 const ROUNDS: usize = 4;
 /// The host is looked at this often without an event: one that was missed is made good.
 const UNASKED: Duration = Duration::from_secs(30);
+/// More changes at once than these are one line in the log.
+const CHANGES_IN_LOG: usize = 64;
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Where the real resolvers are when the first file names systemd-resolved on the loopback.
 const RESOLVED_CONF: &str = "/run/systemd/resolve/resolv.conf";
@@ -36,8 +38,8 @@ pub struct Host {
     pace: Pace,
     directory: PathBuf,
     owned: Owned,
-    /// Routing tables of others whose changes matter: rules ahead of ours lead to them.
-    others: BTreeSet<u32>,
+    /// What is waited for, as of the last look.
+    interest: Interest,
     /// Something has changed since the last look.
     stale: bool,
     /// The last look found a fight over the host; said once.
@@ -161,13 +163,17 @@ impl Host {
         if options.without_nftables {
             kernel.netfilter = Err("switched off".to_owned());
         }
+        let owned = Owned::load(directory)?;
         Ok(Self {
             kernel,
             watcher: Watcher::open()?,
             pace: Pace::default(),
             directory: directory.to_owned(),
-            owned: Owned::load(directory)?,
-            others: BTreeSet::new(),
+            interest: Interest {
+                claims: owned.claims.iter().cloned().collect(),
+                ..Interest::default()
+            },
+            owned,
             stale: false,
             contested: false,
         })
@@ -257,12 +263,7 @@ impl Host {
         if !changed.is_empty() {
             self.pace.repaired(now);
         }
-        // What was too long to be read makes no difference whatever is in it.
-        let read = observed
-            .others
-            .iter()
-            .filter(|(_, routes)| routes.is_some());
-        self.others = read.map(|((_, table), _)| *table).collect();
+        self.interest = self.interest_in(&observed, config);
         let contested = self.pace.is_contested(now);
         if contested && !self.contested {
             tracing::warn!(
@@ -298,8 +299,7 @@ impl Host {
     /// keeps undoing what is put back. Dropping the future loses nothing.
     pub async fn changed(&mut self) -> Result<(), HostError> {
         if !self.stale {
-            let claims: Vec<Claim> = self.owned.claims.iter().cloned().collect();
-            match tokio::time::timeout(UNASKED, self.watcher.changed(&claims, &self.others)).await {
+            match tokio::time::timeout(UNASKED, self.watcher.changed(&self.interest)).await {
                 Ok(result) => result?,
                 Err(_) => return Ok(()),
             }
@@ -310,6 +310,28 @@ impl Host {
         // What came meanwhile is seen by the same look.
         self.watcher.forget()?;
         Ok(())
+    }
+
+    fn interest_in(&self, observed: &Observed, config: &HostConfig) -> Interest {
+        let claims = &self.owned.claims;
+        // What was too long to be read makes no difference whatever is in it.
+        let read = observed
+            .others
+            .iter()
+            .filter(|(_, routes)| routes.is_some());
+        let ours = |link: &&Link| claims.iter().any(|claim| claim.interface == link.name);
+        let names = (observed.order.iter())
+            .flat_map(|rule| [&rule.from_interface, &rule.by_interface])
+            .flatten();
+        Interest {
+            claims: claims.iter().cloned().collect(),
+            tables: read.map(|((_, table), _)| *table).collect(),
+            links: (observed.links.values().filter(ours))
+                .map(|link| link.index)
+                .collect(),
+            names: names.cloned().collect(),
+            behind: crate::fence::behind(config),
+        }
     }
 
     /// Removes everything that is on record as ours, and nothing else, and then the record.
@@ -381,9 +403,14 @@ fn link_state(observed: &Observed, interface: &str) -> LinkState {
 /// Makes all changes in order, and says which the kernel refused.
 fn apply(kernel: &mut Kernel, changes: &[Change]) -> Vec<(Change, KernelError)> {
     let mut refused = Vec::new();
+    let are_few = changes.len() <= CHANGES_IN_LOG;
+    if !are_few {
+        tracing::info!(changes = changes.len(), "changing the host");
+    }
     for change in changes {
         match kernel.make(change) {
-            Ok(()) => tracing::info!(%change, "changed the host"),
+            Ok(()) if are_few => tracing::info!(%change, "changed the host"),
+            Ok(()) => tracing::debug!(%change, "changed the host"),
             Err(error) => {
                 tracing::warn!(%change, %error, "the kernel refused");
                 refused.push((change.clone(), error));

@@ -3,7 +3,7 @@
 //! Pure. The order is that of the fence: what closes comes before what opens, the link is set up
 //! when both fences stand, and routes lead into the tunnel last.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::net::IpAddr;
 
@@ -153,9 +153,12 @@ pub fn plan(observed: &Observed, config: &HostConfig, owned: &Owned) -> Vec<Chan
     let current = Claim::of(config);
     let rules: Vec<Rule> = wanted_rules(observed, config).collect();
     let claims = owned.claims.iter().chain([&current]);
-    let priorities: BTreeSet<u32> = claims.map(|claim| claim.rule_priority).collect();
+    let places: BTreeSet<(u32, u32)> = claims
+        .map(|claim| (claim.rule_priority, claim.table))
+        .collect();
     let is_stale = |rule: &&Rule| {
-        priorities.iter().any(|priority| is_ours(rule, *priority)) && !rules.contains(rule)
+        let mut places = places.iter();
+        places.any(|(priority, table)| is_ours(rule, *priority, *table)) && !rules.contains(rule)
     };
     // A rule for all packets must not find the end of an overlay's table.
     let (unselective, stale): (Vec<Rule>, Vec<Rule>) = (observed.rules.iter().copied())
@@ -169,7 +172,8 @@ pub fn plan(observed: &Observed, config: &HostConfig, owned: &Owned) -> Vec<Chan
     let tunnel_routes = wanted
         .iter()
         .filter(|route| route.kind != RouteKind::Blackhole);
-    let missing = tunnel_routes.filter(|route| !observed.routes.contains(route));
+    let present: HashSet<&Route> = observed.routes.iter().collect();
+    let missing = tunnel_routes.filter(|route| !present.contains(route));
     changes.extend(missing.copied().map(Change::AddRoute));
     plan_masquerades(observed, config, &mut changes);
 
@@ -234,8 +238,9 @@ pub fn plan_fence(observed: &Observed, config: &HostConfig) -> Vec<Change> {
     if let Nftables::Present(features) = observed.nftables {
         plan_table(observed, config, features, &mut changes);
     }
+    let present: HashSet<&Route> = observed.routes.iter().collect();
     let blackholes = wanted_blackholes(observed, config);
-    let missing = blackholes.filter(|route| !observed.routes.contains(route));
+    let missing = blackholes.filter(|route| !present.contains(route));
     changes.extend(missing.map(Change::AddRoute));
     let missing = wanted_rules(observed, config).filter(|rule| !observed.rules.contains(rule));
     changes.extend(missing.map(Change::AddRule));
@@ -291,7 +296,7 @@ pub fn plan_uninstall(observed: &Observed, owned: &Owned) -> Vec<Change> {
         let rules = observed
             .rules
             .iter()
-            .filter(|rule| is_ours(rule, claim.rule_priority));
+            .filter(|rule| is_ours(rule, claim.rule_priority, claim.table));
         changes.extend(rules.copied().map(Change::RemoveRule));
         let routes = observed
             .routes
@@ -421,18 +426,18 @@ fn wrong_routes<'a>(
         .routes
         .iter()
         .filter(move |route| route.table == table);
-    let replaced = |route: &Route| {
-        let same =
-            |other: &Route| (other.destination, other.metric) == (route.destination, route.metric);
-        !wanted.contains(route) && wanted.iter().any(same)
-    };
+    // The right one takes the place of another with its destination and metric.
+    let places: HashSet<(IpNet, u32)> = wanted
+        .iter()
+        .map(|route| (route.destination, route.metric))
+        .collect();
     in_table
-        .filter(move |route| !wanted.contains(route) && !replaced(route))
+        .filter(move |route| !places.contains(&(route.destination, route.metric)))
         .copied()
 }
 
 /// Whether a rule has the place and the shape of one of ours.
-pub(crate) fn is_ours(rule: &Rule, priority: u32) -> bool {
+pub(crate) fn is_ours(rule: &Rule, priority: u32, table: u32) -> bool {
     let lookup = |wanted| matches!(rule.action, Action::Lookup { table, .. } if table == wanted);
     let shape = match rule
         .priority
@@ -445,7 +450,10 @@ pub(crate) fn is_ours(rule: &Rule, priority: u32) -> bool {
             let is_selective = rule.unmarked.is_some() || rule.port.is_some();
             is_selective && matches!(rule.action, Action::Lookup { .. })
         }
-        Some(3) => (rule.to.is_some() || rule.port.is_some()) && rule.action == Action::Blackhole,
+        Some(3) => {
+            let is_selective = rule.to.is_some() || rule.port.is_some();
+            is_selective && rule.action == Action::Blackhole || rule.to.is_none() && lookup(table)
+        }
         _ => false,
     };
     shape && rule.protocol == PROTOCOL_KERNEL
@@ -518,7 +526,9 @@ pub fn occupied(observed: &Observed, config: &HostConfig, owned: &Owned) -> Vec<
     };
     let another = |rule: &&Rule| {
         let to_table = matches!(rule.action, Action::Lookup { table, .. } if is_table(table));
-        rule.priority == config.rule_priority && is_ours(rule, config.rule_priority) && !to_table
+        rule.priority == config.rule_priority
+            && is_ours(rule, config.rule_priority, config.table)
+            && !to_table
     };
     if let Some(rule) = observed.rules.iter().find(another) {
         found.push(Occupied::Preference {

@@ -134,7 +134,7 @@ pub struct Address {
 }
 
 /// A route.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Route {
     /// The table that it is in.
     pub table: u32,
@@ -153,7 +153,7 @@ pub struct Route {
 }
 
 /// What a route does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RouteKind {
     /// Forwards by the interface of this index.
     Unicast(u32),

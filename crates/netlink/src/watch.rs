@@ -2,19 +2,21 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
+use std::net::IpAddr;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use libc::{
-    MSG_DONTWAIT, NFNL_SUBSYS_NFTABLES, NFNLGRP_NFTABLES, NFT_MSG_NEWGEN, RTM_DELROUTE,
-    RTM_NEWROUTE, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV4_RULE, RTNLGRP_IPV6_IFADDR,
-    RTNLGRP_IPV6_ROUTE, RTNLGRP_IPV6_RULE, RTNLGRP_LINK,
+    MSG_DONTWAIT, NFNL_SUBSYS_NFTABLES, NFNLGRP_NFTABLES, NFT_MSG_NEWGEN, RTM_DELADDR, RTM_DELLINK,
+    RTM_DELROUTE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE,
+    RTNLGRP_IPV4_RULE, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_ROUTE, RTNLGRP_IPV6_RULE, RTNLGRP_LINK,
 };
 use netlink_sys::{Socket, protocols};
 use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 
 use crate::owned::Claim;
-use crate::route::table_of_route;
+use crate::route::{Address, table_of_route};
 use crate::sys;
 use crate::wire;
 
@@ -29,6 +31,21 @@ const SETTLE: Duration = Duration::from_millis(20);
 /// Bytes of notifications that may wait; when there are more the kernel says that some are lost.
 const BACKLOG: i32 = 1 << 20;
 const BUFFER: usize = 64 * 1024;
+
+/// What of the host's changes may matter. A node on which pods come and go makes interfaces, addresses and
+/// routes all the time that are none of ours.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Interest {
+    pub(crate) claims: Vec<Claim>,
+    /// Routing tables beside the claims': those that rules ahead of ours lead to.
+    pub(crate) tables: BTreeSet<u32>,
+    /// Indices of the claims' interfaces as they were last seen: one that is renamed has another name already.
+    pub(crate) links: BTreeSet<u32>,
+    /// Names of interfaces that rules select by.
+    pub(crate) names: BTreeSet<String>,
+    /// What is behind this node: addresses in it come and go with whoever has them.
+    pub(crate) behind: BTreeSet<IpNet>,
+}
 
 /// Notifications of the kernel.
 pub(crate) struct Watcher {
@@ -64,13 +81,8 @@ impl Watcher {
         })
     }
 
-    /// Waits until something changes that these claims may care about, or in one of the routing
-    /// tables beside theirs.
-    pub(crate) async fn changed(
-        &mut self,
-        claims: &[Claim],
-        others: &BTreeSet<u32>,
-    ) -> io::Result<()> {
+    /// Waits until something changes that may matter.
+    pub(crate) async fn changed(&mut self, interest: &Interest) -> io::Result<()> {
         let Self { sockets, buffer } = self;
         if let Sockets::Opened(opened) = sockets {
             let registered = opened
@@ -86,7 +98,7 @@ impl Watcher {
             any_readable(registered).await?;
             let mut relevant = false;
             for (index, socket) in registered.iter().enumerate() {
-                relevant |= drain(socket.get_ref(), index == 0, claims, others, buffer)?;
+                relevant |= drain(socket.get_ref(), index == 0, interest, buffer)?;
             }
             if relevant {
                 return Ok(());
@@ -100,13 +112,8 @@ impl Watcher {
             return Ok(());
         };
         for socket in registered {
-            drain(
-                socket.get_ref(),
-                false,
-                &[],
-                &BTreeSet::new(),
-                &mut self.buffer,
-            )?;
+            let nothing = Interest::default();
+            drain(socket.get_ref(), false, &nothing, &mut self.buffer)?;
         }
         Ok(())
     }
@@ -143,8 +150,7 @@ fn subscribe(protocol: isize, groups: &[u32]) -> io::Result<Socket> {
 fn drain(
     socket: &Socket,
     is_route: bool,
-    claims: &[Claim],
-    others: &BTreeSet<u32>,
+    interest: &Interest,
     buffer: &mut [u8],
 ) -> io::Result<bool> {
     let mut relevant = false;
@@ -156,9 +162,9 @@ fn drain(
                 let mut messages = wire::messages(&buffer[..length]);
                 relevant |= messages.any(|message| {
                     if is_route {
-                        concerns_routing(message, claims, others)
+                        concerns_routing(&message, interest)
                     } else {
-                        concerns_nftables(message, claims)
+                        concerns_nftables(&message, &interest.claims)
                     }
                 });
             }
@@ -171,21 +177,52 @@ fn drain(
     }
 }
 
-/// Links, addresses and rules are few; of routes there may be very many, and only those of our table, of
-/// tables that are asked ahead of it, and the default ones matter.
-fn concerns_routing(message: wire::Received<'_>, claims: &[Claim], others: &BTreeSet<u32>) -> bool {
-    if ![RTM_NEWROUTE, RTM_DELROUTE].contains(&message.kind) {
-        return true;
+/// Rules are few. Of the rest there may be very many: routes matter in our table, in those that are asked ahead
+/// of it, and default ones; interfaces that are ours or that rules name; addresses that are ours or somebody's
+/// out there.
+fn concerns_routing(message: &wire::Received<'_>, interest: &Interest) -> bool {
+    let payload = message.payload;
+    let index = || payload.get(4..).and_then(wire::read_u32);
+    let is_ours = || index().is_some_and(|index| interest.links.contains(&index));
+    match message.kind {
+        RTM_NEWROUTE | RTM_DELROUTE => {
+            let is_default = payload.get(1) == Some(&0);
+            let claimed = |table| interest.claims.iter().any(|claim| table == claim.table);
+            is_default
+                || table_of_route(payload)
+                    .is_some_and(|table| interest.tables.contains(&table) || claimed(table))
+        }
+        RTM_NEWLINK | RTM_DELLINK => {
+            let attrs = payload.get(16..).unwrap_or_default();
+            let name = wire::find(attrs, libc::IFLA_IFNAME).and_then(wire::read_text);
+            let is_named = |name: &str| {
+                let mut claims = interest.claims.iter();
+                interest.names.contains(name) || claims.any(|claim| claim.interface == name)
+            };
+            is_ours() || name.is_none_or(is_named)
+        }
+        RTM_NEWADDR | RTM_DELADDR => {
+            let is_elsewhere = |address: Address| {
+                let address = address.address.addr();
+                let mut behind = interest.behind.iter();
+                !is_link_local(address) && !behind.any(|prefix| prefix.contains(&address))
+            };
+            is_ours() || Address::parse(payload).is_none_or(is_elsewhere)
+        }
+        _ => true,
     }
-    let is_default = message.payload.get(1) == Some(&0);
-    let table = table_of_route(message.payload);
-    is_default
-        || table.is_some_and(|table| others.contains(&table))
-        || claims.iter().any(|claim| table == Some(claim.table))
+}
+
+/// Every interface has one of IPv6.
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
 }
 
 /// Every message about a part of a table has the table's name as its first attribute.
-fn concerns_nftables(message: wire::Received<'_>, claims: &[Claim]) -> bool {
+fn concerns_nftables(message: &wire::Received<'_>, claims: &[Claim]) -> bool {
     let kind = i32::from(message.kind);
     if kind == NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN {
         return false;
@@ -244,6 +281,91 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::route;
+    use crate::tests::{config, net};
+    use crate::wire::Message;
+
+    fn received(kind: u16, payload: &[u8]) -> wire::Received<'_> {
+        wire::Received {
+            kind,
+            flags: 0,
+            sequence: 0,
+            payload,
+        }
+    }
+
+    #[test]
+    fn what_pods_make_that_come_and_go_does_not_matter() {
+        let config = config();
+        let interest = Interest {
+            claims: vec![Claim::of(&config)],
+            tables: [100].into(),
+            links: [7].into(),
+            names: ["eth1".to_owned()].into(),
+            behind: config.fence.local.clone(),
+        };
+        let matters = |kind: u16, message: &Message| {
+            let payload = message.payload();
+            concerns_routing(&received(kind, payload), &interest)
+        };
+        let link = |index: u32, name: &str| {
+            let mut fixed = [0; 16];
+            fixed[4..8].copy_from_slice(&index.to_ne_bytes());
+            Message::new(
+                RTM_NEWLINK,
+                0,
+                &fixed,
+                &[wire::text(libc::IFLA_IFNAME, name)],
+            )
+        };
+        for (index, name, expected) in [
+            (9, "veth1234", false),
+            (9, "warren0", true),
+            (9, "eth1", true),
+            // Ours, renamed.
+            (7, "stolen0", true),
+        ] {
+            for kind in [RTM_NEWLINK, RTM_DELLINK] {
+                assert_eq!(matters(kind, &link(index, name)), expected, "{name}");
+            }
+        }
+        for (interface, address, expected) in [
+            (9, "192.0.2.7/24", true),
+            (9, "10.1.1.1/32", false),
+            (9, "fe80::1/64", false),
+            (9, "2001:db8::7/64", true),
+            (7, "10.1.1.1/32", true),
+            (7, "fe80::1/64", true),
+        ] {
+            let address = Address {
+                interface,
+                address: net(address),
+            };
+            let message = address.add();
+            for kind in [RTM_NEWADDR, RTM_DELADDR] {
+                assert_eq!(matters(kind, &message), expected, "{address:?}");
+            }
+        }
+        let route = |table, destination| route::Route {
+            table,
+            destination: net(destination),
+            metric: 0,
+            kind: route::RouteKind::Unicast(9),
+            gateway: None,
+            source: None,
+            complex: false,
+        };
+        for (table, destination, expected) in [
+            (254, "10.1.1.9/32", false),
+            (254, "0.0.0.0/0", true),
+            (100, "10.1.1.9/32", true),
+            (config.table, "10.1.1.9/32", true),
+        ] {
+            let message = route(table, destination).add();
+            assert_eq!(matters(RTM_NEWROUTE, &message), expected, "{table}");
+        }
+        assert!(matters(libc::RTM_NEWRULE, &route(254, "10.1.1.9/32").add()));
+    }
 
     #[test]
     fn the_first_changes_are_put_back_at_once_and_a_fight_twice_a_second() {
