@@ -66,6 +66,7 @@ pub struct Node {
     pub state: PathBuf,
     way: Option<Way>,
     daemon: Option<Daemon>,
+    patience: Duration,
     server: SocketAddr,
     log: PathBuf,
     kubeconfig: PathBuf,
@@ -128,7 +129,10 @@ impl Lab {
         let lab = Self::new();
         lab.mesh(json!({"podPrefixes": PODS, "enforcement": enforcement}));
         let mut nodes: Vec<Node> = (1..=nodes).map(|number| lab.join(number)).collect();
+        // As many as there are start on as many cores as there are.
+        let patience = AT_ONCE + Duration::from_secs(2) * nodes.len() as u32;
         for node in &mut nodes {
+            node.patience = patience;
             node.start();
         }
         (lab, nodes)
@@ -214,6 +218,7 @@ impl Lab {
             state: scratch.join(&name),
             log: scratch.join(format!("{name}.log")),
             daemon: None,
+            patience: AT_ONCE,
             name,
             number,
             host,
@@ -388,7 +393,7 @@ impl Node {
     pub fn until(&self, what: &str, is_so: impl Fn(&Status) -> bool) -> Duration {
         let mut last = None;
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            patiently(what, AT_ONCE, || {
+            patiently(what, self.patience, || {
                 last = self.daemon().ask();
                 last.as_ref().is_some_and(&is_so)
             })

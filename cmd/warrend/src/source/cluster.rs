@@ -28,6 +28,9 @@ use super::{Aim, Around, wall_time};
 
 /// MTU in bytes of a link of which nothing is known.
 const ETHERNET: u32 = 1500;
+/// How many times as long as the last plan took the API's changes wait for the next: a cluster that
+/// never rests takes a tenth of a core.
+const REST: u32 = 9;
 /// Bytes around a packet in the tunnel: IP, UDP (8), header (16) and tag (16).
 const AROUND_V4: u32 = 20 + 8 + 16 + 16;
 /// The same where a peer is reached by IPv6.
@@ -59,6 +62,9 @@ pub(crate) struct ClusterSource {
     /// When to look at the peers again.
     look_at: Option<Instant>,
     started: Instant,
+    /// When the last plan was begun, and when the next is made if it is the API that changes.
+    began: Instant,
+    not_before: Option<Instant>,
     /// What leads to this node's pods with a larger MTU than the tunnel's: the interface, and both.
     larger_behind: Option<(String, u32, u32)>,
     /// How often a peer's key has changed under the same uid.
@@ -111,6 +117,8 @@ impl ClusterSource {
             is_stale: false,
             look_at: None,
             started: Instant::now(),
+            began: Instant::now(),
+            not_before: None,
             larger_behind: None,
             key_changes: 0,
             reported: report::Reported::default(),
@@ -135,7 +143,16 @@ impl ClusterSource {
     /// Takes in what has happened; whether the plan may be another now.
     pub(crate) fn take(&mut self, event: &Event, around: &Around<'_>) -> bool {
         match event {
-            Event::Changed => true,
+            Event::Changed => {
+                let now = Instant::now();
+                let Some(at) = self.not_before.filter(|at| *at > now) else {
+                    return true;
+                };
+                // A plan takes as long as the cluster is large; what comes meanwhile is one change.
+                self.is_stale = true;
+                self.look_at = Some(self.look_at.map_or(at, |look_at| look_at.min(at)));
+                false
+            }
             Event::Look => self.look(around),
         }
     }
@@ -155,6 +172,7 @@ impl ClusterSource {
 
     /// What this node should be, given what is around it now.
     pub(crate) fn aim(&mut self, host: &mut Host) -> Result<Aim, String> {
+        self.began = Instant::now();
         self.take_in()?;
         self.is_stale = false;
         let Some(view) = self.believed.take() else {
@@ -412,6 +430,7 @@ impl ClusterSource {
 
     /// The plan is made true, as far as the host lets: calls who is new, and publishes.
     pub(crate) fn realised(&mut self, plan: &Plan, around: &Around<'_>) {
+        self.not_before = Some(Instant::now() + self.began.elapsed() * REST);
         let epoch = |name: &NodeName| {
             let records = self.believed.as_ref()?.records.as_ref()?;
             Some(records.get(name.as_str())?.as_ref().ok()?.epoch)

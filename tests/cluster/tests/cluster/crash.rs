@@ -68,9 +68,10 @@ fn with_fifty_peers_a_killed_daemon_carries_within_half_a_second_too() {
     let (mut lab, mut nodes) = Lab::of(51, "Strict");
     lab.settle(&nodes);
     lab.listen();
-    let flows: Vec<Flow> = (nodes[1..].iter().step_by(10))
-        .map(|node| Flow::start(&node.pod, &nodes[0].pod, "10.244.1.5"))
+    let mut flows: Vec<Flow> = (nodes[1..].iter().step_by(10))
+        .map(|node| Flow::start(&nodes[0].pod, &node.pod, &node.pod_addresses()[0]))
         .collect();
+    flows.push(Flow::start(&nodes[50].pod, &nodes[0].pod, "10.244.1.5"));
     nodes[0].end(Signal::KILL);
     nodes[0].start();
     let took = flows.iter().map(Flow::next).max().expect("there are some");
