@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use warren_k8s::{
-    Identity, Known, MeshNodeObject, MeshSpec, Mode, NodeFacts, NodeObject, Own, Record, Settings,
-    Snapshot, View,
+    Book, Identity, Known, MeshNodeObject, MeshSpec, Mode, NodeFacts, NodeObject, Own, Record,
+    Settings, Snapshot, View,
 };
 use warren_mesh::{Resolved, Secrets, Underlay, plan};
 
@@ -100,8 +100,19 @@ fn main() {
             updated.update(&view, &settings, &known, [&name])
         }),
     );
+    let mut kept = known.clone();
+    let mut book = Book::new(&view, settings.clone(), &mut kept);
+    let all: Vec<String> = (0..nodes).map(name).collect();
+    book.update(&view, &mut kept, &all);
     print(
-        "a changed node: what is known",
+        "a changed node: the book",
+        &time(|| {
+            let name = change(&mut view);
+            book.update(&view, &mut kept, [&name])
+        }),
+    );
+    print(
+        "a changed node: what is known, anew",
         &time(|| Known::after(&entries.directory, &entries.uids)),
     );
     let this = name(0).parse().expect("a name");

@@ -38,9 +38,14 @@ impl Backoff {
 
 /// A duration less up to a third of it, by chance.
 pub(crate) fn jittered(duration: Duration) -> Duration {
-    // Without randomness all is as long as can be, and nothing worse follows.
+    duration - spread(duration / 3)
+}
+
+/// A duration between none and this one, by chance.
+pub(crate) fn spread(duration: Duration) -> Duration {
+    // Without randomness all wait as long, and nothing worse follows.
     let random = getrandom::u32().unwrap_or(0);
-    duration - duration.mul_f64(f64::from(random) / f64::from(u32::MAX) / 3.0)
+    duration.mul_f64(f64::from(random) / f64::from(u32::MAX))
 }
 
 #[cfg(test)]

@@ -116,28 +116,47 @@ impl View {
 
     /// Enters what there is of the node of this name, after all that was entered before.
     fn enter(&self, name: &str, settings: &Settings, known: &Known, entries: &mut Entries) {
+        let (entry, findings) = self.entry_of(name, settings, known);
+        entries.findings.extend(findings);
+        if let (Some((uid, node)), Ok(name)) = (entry, name.parse::<NodeName>()) {
+            entries.uids.insert(name.clone(), uid);
+            entries.directory.nodes.insert(name, node);
+        }
+    }
+
+    /// The uid and the entry of the node of this name, and what people should know of it.
+    pub(crate) fn entry_of(
+        &self,
+        name: &str,
+        settings: &Settings,
+        known: &Known,
+    ) -> (Option<(String, Node)>, Vec<Finding>) {
         let facts = self.nodes.as_ref().and_then(|nodes| nodes.get(name));
         let record = self.records.as_ref().and_then(|records| records.get(name));
-        let findings = &mut entries.findings;
+        let mut findings = Vec::new();
         let mut found = |issue| {
             findings.push(Finding {
                 node: name.to_owned(),
                 issue,
             });
         };
-        let Some(facts) = facts else {
-            if record.is_some() {
-                found(Issue::NoNode);
+        let entry = match (facts, name.parse()) {
+            (Some(facts), Ok(name)) => {
+                let node = entry(&name, facts, record, settings, known, &mut found);
+                Some((facts.uid.clone(), node))
             }
-            return;
+            (Some(_), Err(error)) => {
+                found(Issue::Name(error));
+                None
+            }
+            (None, _) => {
+                if record.is_some() {
+                    found(Issue::NoNode);
+                }
+                None
+            }
         };
-        let name: NodeName = match name.parse() {
-            Ok(name) => name,
-            Err(error) => return found(Issue::Name(error)),
-        };
-        let node = entry(&name, facts, record, settings, known, &mut found);
-        entries.uids.insert(name.clone(), facts.uid.clone());
-        entries.directory.nodes.insert(name, node);
+        (entry, findings)
     }
 }
 

@@ -8,7 +8,8 @@
 //! 2. [`Settings`], [`NodeFacts`] and [`Record`] are what the mesh needs of a [`Mesh`], a `Node` and a
 //!    [`MeshNode`], read once at the door. A [`View`] holds those of all nodes.
 //! 3. [`View::trust`] says whether a view may take anything away, and [`View::directory`] makes the
-//!    [`Directory`](warren_mesh::Directory) of it, from which the plan follows.
+//!    [`Directory`](warren_mesh::Directory) of it, from which the plan follows; a [`Book`] keeps it node
+//!    by node.
 //!
 //! Who may say what is decided here: prefixes and endpoints come from `Node` objects, which a daemon
 //! cannot write, and only keys and ports from its own record. What two nodes claim is decided by
@@ -16,6 +17,7 @@
 
 mod access;
 mod backoff;
+mod book;
 mod crd;
 mod directory;
 mod epoch;
@@ -38,6 +40,7 @@ mod stage;
 mod trust;
 
 pub use access::{Access, AccessError, Client, connect};
+pub use book::Book;
 pub use crd::crds;
 pub use directory::{Entries, Finding, Issue, View};
 pub use epoch::Epoch;

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use proptest::prelude::*;
 use warren_k8s::{
-    Distrust, Enforcement, Entries, Identity, Issue, Known, MeshSpec, Mode, NodeFacts, Progress,
-    Record, RecordError, Settings, SettingsError, View,
+    Book, Distrust, Enforcement, Entries, Identity, Issue, Known, MeshSpec, Mode, NodeFacts,
+    Progress, Record, RecordError, Settings, SettingsError, View,
 };
 use warren_mesh::{Cause, Field, Node, NodeName, Place, Severity};
 
@@ -349,6 +349,41 @@ proptest! {
             let differs = before.directory != entries.directory || before.uids != entries.uids;
             prop_assert_eq!(changed.into_iter().map(|name| name.to_string()).collect::<Vec<_>>(),
                 if differs { vec![name] } else { Vec::new() });
+        }
+    }
+
+    /// A book says and believes what the directory made anew and its review do, step by step.
+    #[test]
+    fn a_book_says_what_is_made_anew_says_and_believes_the_same(
+        steps in proptest::collection::vec((0..4u8, 0..5u8, any_record(), 0..3u8), 1..16),
+    ) {
+        let mut view = view([], []);
+        let mut kept = Known::default();
+        let mut known = Known::default();
+        let mut book = Book::new(&view, settings(), &mut kept);
+        for (name, kind, record, number) in steps {
+            let name = format!("n{name}");
+            let nodes = view.nodes.as_mut().expect("there are");
+            let records = view.records.as_mut().expect("there are");
+            match kind {
+                0 => drop(nodes.insert(name.clone(), node(&record.node_uid, number))),
+                1 => drop(nodes.remove(&name)),
+                2 => drop(records.remove(&name)),
+                // A record of the node that there is, so that keys are contested.
+                3 => {
+                    let uid = nodes.entry(name.clone()).or_insert_with(|| node("u9", number)).uid.clone();
+                    let node_uid = uid;
+                    drop(records.insert(name.clone(), Ok(Record { node_uid, ..record })));
+                }
+                _ => drop(records.insert(name.clone(), Ok(record))),
+            }
+            book.update(&view, &mut kept, [&name]);
+            let entries = view.directory(&settings(), &known);
+            known = Known::after(&entries.directory, &entries.uids);
+            prop_assert_eq!(book.reviewed().directory(), &entries.directory);
+            prop_assert_eq!(book.uids(), &entries.uids);
+            prop_assert_eq!(book.findings().cloned().collect::<Vec<_>>(), entries.findings);
+            prop_assert_eq!(&kept, &known);
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::time::{self, Instant};
-use warren_k8s::{Access, Feed, View, connect};
+use warren_k8s::{Access, Enforcement, Feed, View, connect};
 
 use self::server::Server;
 
@@ -72,6 +72,7 @@ async fn a_server_that_streams_no_lists_is_asked_for_pages_at_once() {
 async fn a_watch_that_expired_leads_to_a_list_that_takes_away_only_what_is_gone() {
     let server = Server::start().await;
     let (mut feed, mut stream) = watching(&server).await;
+    assert_eq!(feed.changed_nodes(), ["a", "b"].map(str::to_owned).into());
     stream
         .event("ERROR", &status(410, "too old resource version: 7 (900)"))
         .await;
@@ -85,6 +86,9 @@ async fn a_watch_that_expired_leads_to_a_list_that_takes_away_only_what_is_gone(
     assert_eq!(names(&feed.view()), ["a", "b"]);
     stream.event("BOOKMARK", &list_end(901)).await;
     until(&mut feed, |view| names(view) == ["b"]).await;
+    // The other is no news.
+    assert_eq!(feed.changed_nodes(), ["a".to_owned()].into());
+    assert!(feed.changed_nodes().is_empty());
 }
 
 #[tokio::test]
@@ -255,6 +259,45 @@ async fn a_burst_of_events_is_one_change_and_none_is_lost() {
     let _ = time::timeout(Duration::from_millis(300), feed.changed()).await;
     let woken = time::timeout(Duration::from_millis(300), feed.changed()).await;
     assert!(woken.is_err());
+}
+
+#[tokio::test]
+async fn a_mesh_that_nobody_can_read_leaves_the_last_one_in_force() {
+    let server = Server::start().await;
+    let path = "/apis/mesh.warren.dev/v1alpha1/meshes";
+    server.hold(path);
+    let client = connect(&Access::Kubeconfig(server.kubeconfig())).await;
+    let mut feed = Feed::start(
+        &client.expect("a kubeconfig"),
+        &"a".parse().expect("a name"),
+    );
+    let mesh = |version: u64, enforcement: &str| {
+        json!({
+            "apiVersion": "mesh.warren.dev/v1alpha1",
+            "kind": "Mesh",
+            "metadata": {"name": "default", "resourceVersion": version.to_string()},
+            "spec": {"enforcement": enforcement},
+        })
+    };
+    let (_, reply) = server.asked(path).await;
+    let mut stream = reply.stream().await;
+    stream.event("ADDED", &mesh(5, "Staged")).await;
+    stream.event("BOOKMARK", &list_end(7)).await;
+    until(&mut feed, |view| matches!(view.mesh, Some(Some(_)))).await;
+    stream.event("MODIFIED", &mesh(8, "Sometimes")).await;
+    // It asks again from where it was, and says why.
+    let (asked, reply) = server.asked(path).await;
+    assert!(asked.query.ends_with("resourceVersion=7"), "{asked:?}");
+    let error = feed.health().0["meshes"].error.clone();
+    assert!(error.is_some_and(|error| error.contains("Sometimes")));
+    assert!(matches!(feed.view().mesh, Some(Some(_))));
+    let mut stream = reply.stream().await;
+    stream.event("MODIFIED", &mesh(9, "Permissive")).await;
+    until(&mut feed, |view| {
+        let mesh = view.mesh.as_ref().and_then(Option::as_ref);
+        mesh.is_some_and(|mesh| mesh.enforcement == Enforcement::Permissive)
+    })
+    .await;
 }
 
 #[tokio::test]

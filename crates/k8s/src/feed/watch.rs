@@ -14,12 +14,12 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tokio::time::Instant;
+use tokio::time::{self, Instant};
 
 use super::Shared;
 use super::kinds::Kind;
 use crate::access::{Client, Failure, Lines};
-use crate::backoff::{Backoff, jittered};
+use crate::backoff::{Backoff, jittered, spread};
 use crate::objects::{List, Metadata, NamespaceObject};
 
 /// How long a watch may be silent. A server sends a bookmark about once a minute; one that has sent
@@ -42,6 +42,10 @@ const PAGE: usize = 500;
 /// A watch that ends sooner than this was no use, and the next one waits.
 const SHORT: Duration = Duration::from_secs(1);
 
+/// Within this a watch that had lasted is taken up again after a failure: what ends one ends those of
+/// all nodes at once, and their lists may follow.
+const SPREAD: Duration = Duration::from_secs(2);
+
 /// The annotation of the bookmark at the end of a list that is streamed.
 const LIST_END: &str = "k8s.io/initial-events-end";
 
@@ -54,36 +58,34 @@ pub(super) async fn follow<K: Kind>(_: K, client: Client, shared: Arc<Shared>) {
         resume: None,
         streams_from: None,
         paged: true,
+        watching_since: None,
         _kind: PhantomData,
     };
     let mut backoff = Backoff::default();
     loop {
-        let start = Instant::now();
         let ended = follower.session().await;
-        let lasted = start.elapsed() >= SHORT;
+        // Lists count for nothing here: one that is cut off again and again is not asked for at once.
+        let since = follower.watching_since.take();
+        let lasted = since.is_some_and(|since| since.elapsed() >= SHORT);
         if lasted {
             backoff.reset();
         }
-        let after = match ended {
-            Ok(()) if lasted => continue,
-            Ok(()) => None,
-            Err(failure) => {
-                let gone = failure.code() == Some(410);
-                follower.shared.failed(K::NAME, &failure);
-                if gone {
-                    // The version is too old, or a list took longer than its pages are kept for.
-                    follower.paged = follower.resume.is_some();
-                    if follower.resume.take().is_some() {
-                        continue;
-                    }
-                }
-                match failure {
-                    Failure::Refused { retry_after, .. } => retry_after,
-                    _ => None,
-                }
+        let Err(failure) = ended else {
+            if !lasted {
+                backoff.wait(None).await;
             }
+            continue;
         };
-        backoff.wait(after).await;
+        follower.shared.failed(K::NAME, &failure);
+        if failure.code() == Some(410) {
+            // The version is too old, or a list took longer than its pages are kept for.
+            follower.paged = follower.resume.take().is_some();
+        }
+        if lasted && failure.retry_after().is_none() {
+            time::sleep(spread(SPREAD)).await;
+        } else {
+            backoff.wait(failure.retry_after()).await;
+        }
     }
 }
 
@@ -98,6 +100,8 @@ struct Follower<K> {
     streams_from: Option<Instant>,
     /// Whether lists are asked for in pages.
     paged: bool,
+    /// When the watch began that goes on.
+    watching_since: Option<Instant>,
     _kind: PhantomData<K>,
 }
 
@@ -137,6 +141,7 @@ impl<K: Kind> Follower<K> {
                 self.client.watch(&uri).await?
             }
         };
+        self.watching_since = Some(Instant::now());
         self.shared.heard(K::NAME);
         while let Some(line) = lines.next(SILENCE).await? {
             self.event(&line)?;
