@@ -12,13 +12,15 @@
 
 mod namespace;
 mod node;
+mod relay;
 mod sniffer;
 mod sys;
 mod traffic;
 
 pub use namespace::{Namespace, Topology};
 pub use node::{Daemon, FWMARK, INTERFACE, Node, config_of, observe, state_directory};
-pub use sniffer::{Sniffed, Sniffer};
+pub use relay::{RELAY_PORT, Relay};
+pub use sniffer::{Overlaid, Sniffed, Sniffer};
 pub use sys::open_tun;
 pub use traffic::{Arrivals, Flood, LISTEN_PORT};
 pub use warren_tests_lab::patiently;

@@ -143,6 +143,35 @@ impl Topology {
         Self::with_boot(|_, _| ())
     }
 
+    /// A network behind b, in the place of its addresses.
+    pub fn lan_behind_b(&self) -> Namespace {
+        let name = self.b.name().replace("-b", "-p");
+        let (b, lan) = (&self.b, Namespace::new(name));
+        b.ip("addr del 10.1.2.5/32 dev lo");
+        b.ip("addr del fd00:1:2::5/128 dev lo");
+        b.ip(&format!(
+            "link add lan0 type veth peer name eth0 netns {}",
+            lan.name()
+        ));
+        b.ip("link set lan0 up");
+        b.ip("addr add 10.1.2.254/24 dev lan0");
+        b.ip("addr add fd00:1:2::fe/64 dev lan0 nodad");
+        lan.ip("link set lo up");
+        lan.ip("link set eth0 up");
+        lan.ip("addr add 10.1.2.5/24 dev eth0");
+        lan.ip("addr add fd00:1:2::5/64 dev eth0 nodad");
+        lan.ip("route add default via 10.1.2.254");
+        lan.ip("route add default via fd00:1:2::fe");
+        lan
+    }
+
+    /// Has the nodes check reverse paths strictly, on all interfaces that are and will be.
+    pub fn check_reverse_paths(&self) {
+        for node in [&self.a, &self.b] {
+            node.run_script("for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 1 > $f; done");
+        }
+    }
+
     /// Builds it, with something to be done in each namespace before it has any interface: what a
     /// host does at boot before the network.
     pub fn with_boot(boot: impl Fn(&str, &Namespace)) -> Self {

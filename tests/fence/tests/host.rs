@@ -296,3 +296,110 @@ fn marked_packets_of_the_tunnel_itself_leave_by_the_underlay() {
     assert_eq!(attempts, sent);
     assert!(observe(&topology.a, Node::A).link(INTERFACE).is_some());
 }
+
+#[test]
+fn the_mtu_of_the_underlay_and_the_largest_behind_a_node_are_told() {
+    let topology = Topology::new();
+    let a = &topology.a;
+    a.ip("link set eth0 mtu 1450");
+    a.ip("link set lan0 mtu 1400");
+    let directory = state_directory(a);
+    let surroundings = |config: warren_config::HostConfig| {
+        let directory = directory.clone();
+        a.enter(move || {
+            let mut host = Host::new(&directory).expect("netlink is there");
+            host.surroundings(&config).expect("netlink answers")
+        })
+    };
+    let of_prefixes = surroundings(config_of(Node::A));
+    for address in ["192.0.2.1", "2001:db8::1"] {
+        let address = address.parse().expect("an address");
+        assert_eq!(of_prefixes.mtu_at(address), Some(("eth0", 1450)));
+    }
+    assert_eq!(
+        of_prefixes.mtu_at("192.0.2.9".parse().expect("an address")),
+        None
+    );
+    assert_eq!(of_prefixes.mtu_behind(), Some(("lan0", 1400)));
+
+    // A bridge with a port that carries more, as one that pods are on.
+    a.ip("link add cni0 type bridge");
+    a.ip("link add pod0 mtu 9000 type veth peer name pod1");
+    a.ip("link set pod0 master cni0");
+    a.ip("link set cni0 mtu 1300 up");
+    a.ip("addr add 10.1.1.129/25 dev cni0");
+    assert_eq!(
+        surroundings(config_of(Node::A)).mtu_behind(),
+        Some(("pod0", 9000))
+    );
+
+    // Of an overlay it is what wraps its packets.
+    a.ip("link add vx0 type vxlan id 1 local 192.0.2.1 dstport 8472");
+    a.ip("link set vx0 mtu 1390");
+    let mut overlay = config_of(Node::A);
+    let ports = [8472].into();
+    overlay.steering = warren_config::Steering::Overlay { ports };
+    assert_eq!(surroundings(overlay).mtu_behind(), Some(("vx0", 1390)));
+}
+
+/// The host of one node of five thousand, each with a prefix for 256 pods and an address in it.
+fn of_five_thousand() -> warren_config::HostConfig {
+    let mut config = config_of(Node::A);
+    let node = |number: u16| std::net::Ipv4Addr::from((10 << 24) | (u32::from(number) << 8));
+    let nets = |number: u16| {
+        let net = |length| ipnet::Ipv4Net::new_assert(node(number), length).into();
+        [net(24), net(32)]
+    };
+    config.addresses = [node(0).into()].into();
+    config.routes = (1..5000).flat_map(nets).collect();
+    config.fence.local = nets(0).into();
+    config.masquerade = true;
+    config
+}
+
+// Behaviour 40.
+#[test]
+fn a_look_at_the_host_of_one_of_five_thousand_nodes_is_short_and_writes_nothing() {
+    let topology = Topology::new();
+    let directory = state_directory(&topology.a);
+    let times = topology.a.enter(move || {
+        drop(open_tun(INTERFACE).expect("a TUN"));
+        let mut host = Host::new(&directory).expect("netlink is there");
+        let mut strict = of_five_thousand();
+        strict.fence.mesh = ["10.0.0.0/8".parse().expect("a prefix")].into();
+        let mut staged = strict.clone();
+        staged.fence.mesh = strict
+            .routes
+            .iter()
+            .filter(|net| net.prefix_len() == 24)
+            .copied()
+            .collect();
+        staged.fence.inward = false;
+        let mut times = Vec::new();
+        for (name, config) in [("strict", strict), ("staged", staged)] {
+            let mut made = 0;
+            let first = patiently("the host is made", Duration::from_secs(60), || {
+                let report = host.converge(&config).expect("a sound configuration");
+                assert!(report.refused.is_empty(), "{:?}", report.refused);
+                made = report.changed.len();
+                true
+            });
+            let looks = 3;
+            let all = patiently("the host is looked at", Duration::from_secs(60), || {
+                for _ in 0..looks {
+                    let report = host.converge(&config).expect("a sound configuration");
+                    assert!(report.changed.is_empty(), "{:?}", report.changed);
+                }
+                true
+            });
+            times.push((name, made, first, all / looks));
+        }
+        times
+    });
+    for (name, made, first, look) in times {
+        println!("{name}: {made} changes in {first:?}, then {look:?} a look");
+        // Of a program that is not optimised, on a machine that has other things to do. To compare every
+        // route with every other took minutes.
+        assert!(look < Duration::from_secs(15), "{look:?}");
+    }
+}
