@@ -191,6 +191,7 @@ fn describe(engine: &Engine) -> Status {
             .map(|why| format!("the interface is up, but its peers cannot be reached: {why}")),
     );
     status.node.workers = u32::try_from(report.workers).unwrap_or(u32::MAX);
+    status.node.aead = report.aead.to_owned();
     let features = report.features.into_iter();
     status.features = features
         .map(|(name, used)| (name.to_owned(), used))

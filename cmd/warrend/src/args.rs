@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Args as ClapArgs, Parser, Subcommand, ValueHint};
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 use warren_k8s::Access;
 use warren_mesh::{NodeName, STATE_DIR};
@@ -96,8 +96,21 @@ pub(crate) struct RunArgs {
     /// How many threads carry packets each way; half of the processors unless given.
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) workers: Option<u16>,
+    /// What seals and opens packets.
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) aead: Aead,
     #[command(flatten)]
     pub(crate) state: State,
+}
+
+/// What seals and opens packets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Aead {
+    /// The fastest that the processor has
+    #[default]
+    Auto,
+    /// One packet at a time, by the library
+    Library,
 }
 
 /// What a daemon is to run.
@@ -111,6 +124,8 @@ pub(crate) struct Run {
     pub(crate) http: Option<SocketAddr>,
     /// How many threads carry packets each way; `None` leaves the number to the machine.
     pub(crate) workers: Option<u16>,
+    /// What seals and opens packets.
+    pub(crate) aead: Aead,
     /// Where the node keeps its own.
     pub(crate) state: PathBuf,
 }
@@ -138,6 +153,7 @@ impl RunArgs {
             node: self.node?,
             http: self.http,
             workers: self.workers,
+            aead: self.aead,
             state: self.state.directory,
         })
     }

@@ -98,6 +98,7 @@ impl Source for Board {
                 up: report.up,
                 mtu: report.mtu,
                 workers: report.workers as u32,
+                aead: report.aead.to_owned(),
                 ..status.node
             };
             status.features = (report.features.iter())

@@ -231,6 +231,8 @@ pub struct Node {
     pub fwmark: u32,
     /// How many workers carry packets.
     pub workers: u32,
+    /// What seals and opens packets, by name.
+    pub aead: String,
     /// The digest of the mesh file in force.
     pub mesh_digest: Option<String>,
     /// How the mesh's prefixes are kept from leaving in the clear, in words.
@@ -503,7 +505,7 @@ mod tests {
         assert_eq!(
             text,
             "{\"version\":1,\"status\":{\"node\":{\"name\":null,\"public_key\":null,\"version\":\"\",\
-             \"interface\":\"wg0\",\"up\":false,\"mtu\":0,\"listen_port\":0,\"fwmark\":0,\"workers\":0,\
+             \"interface\":\"wg0\",\"up\":false,\"mtu\":0,\"listen_port\":0,\"fwmark\":0,\"workers\":0,\"aead\":\"\",\
              \"mesh_digest\":null,\"fence\":null},\"peers\":[],\"drops\":{\"replayed\":3},\
              \"features\":{},\"problems\":[]}}\n"
         );

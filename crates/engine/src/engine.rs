@@ -11,6 +11,7 @@ use warren_config::{DeviceChange, DeviceStatus, PublicKey};
 use warren_packet::coalesce::Merge;
 use warren_tun::{Device, LinkEvent, Links};
 use warren_udp::{BindError, Pair};
+use warren_wireguard::Implementation;
 use warren_wireguard::time::Instant;
 
 use crate::clock;
@@ -121,6 +122,8 @@ pub struct Report {
     pub mtu: u32,
     /// How many workers there are.
     pub workers: usize,
+    /// What seals and opens packets of new sessions, by name.
+    pub aead: &'static str,
     /// What is in use of what the kernel offers, by name.
     pub features: BTreeMap<&'static str, bool>,
     /// Every drop that occurred so far, by name: [`crate::Reason`], and what the sockets count
@@ -348,6 +351,7 @@ impl Engine {
             unbound: net.unbound.clone(),
             mtu: u32::try_from(self.shared.router.mtu()).unwrap_or(u32::MAX),
             workers: net.workers,
+            aead: Implementation::current().name(),
             features,
             drops,
         }

@@ -37,4 +37,6 @@ pub use engine::{ApplyError, End, Engine, Options, Report, StartError, UdpOption
 pub use router::{Control, Edges, Entropy, Inbound, Outbound, Router, Timestamps};
 /// Why a UDP port was not opened, as [`ApplyError`] and [`Report`] tell.
 pub use warren_udp::BindError;
+/// What seals and opens packets, and how to keep to the library.
+pub use warren_wireguard::{Implementation, use_library_only};
 pub use worker::{Threads, default_workers};
