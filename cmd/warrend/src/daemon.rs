@@ -128,7 +128,8 @@ impl Daemon {
         loop {
             let wait = match (self.failures.is_empty(), self.is_ready) {
                 (true, true) => None,
-                (true, false) => Some(SETTLE),
+                (true, false) if self.tunnel.is_some() => Some(SETTLE),
+                (true, false) => None,
                 (false, _) => Some(RETRY),
             };
             // Other events do not put it off.
@@ -335,7 +336,7 @@ impl Daemon {
         facts
             .digests
             .retain(|name, _| (plan.peers.keys()).any(|peer| peer.as_str() == name));
-        facts.plan = Some(plan.clone());
+        facts.plan = Some(Arc::new(plan.clone()));
     }
 
     /// Nothing can be said yet of what this host should be. What is in force stays so.
@@ -347,6 +348,8 @@ impl Daemon {
         facts.unready = Some(sentence.clone());
         facts.problems = vec![sentence.clone()];
         drop(facts);
+        let (source, _, around) = self.source();
+        source.stalled(&sentence, &around);
         self.failures = vec![sentence];
     }
 
@@ -387,6 +390,9 @@ impl Daemon {
         let (source, _, around) = self.source();
         source.removed(&around, failure.as_deref());
         self.failures = failure.into_iter().collect();
+        if self.failures.is_empty() && !self.is_ready {
+            self.ready();
+        }
     }
 
     /// Lets go of every handle, so that the interface can be opened again.

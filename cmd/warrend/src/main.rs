@@ -1,9 +1,9 @@
-//! The daemon of a node: makes the host the node that a mesh file describes, and keeps it so.
+//! The daemon of a node: makes the host the node that a mesh file, or Kubernetes, describes, and keeps it so.
 //!
-//! The control path, on one thread (`daemon.rs`):
+//! The control path, on one thread (`daemon.rs`; what is before the plan in `source/`):
 //!
 //! ```text
-//! mesh file, names, host, timer -> Directory -> mesh::plan -> Plan
+//! mesh file or API, names, host, timer -> Directory -> mesh::plan -> Plan
 //!                                      |-> config::diff(engine.status(), plan.device) -> engine.apply
 //!                                      |-> netlink::Host::converge(plan.host)
 //!                                      '-> problems and results -> status

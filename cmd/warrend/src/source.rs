@@ -153,6 +153,14 @@ impl Source {
         }
     }
 
+    /// Nothing can be said yet of what this host should be, and why.
+    pub(crate) fn stalled(&mut self, sentence: &str, around: &Around<'_>) {
+        match self {
+            Self::File(_) => {}
+            Self::Cluster(cluster) => cluster.stalled(sentence, around),
+        }
+    }
+
     /// Everything was taken away; or not, and why.
     pub(crate) fn removed(&mut self, around: &Around<'_>, failure: Option<&str>) {
         match self {

@@ -20,13 +20,13 @@ pub(crate) struct Board {
     round: Mutex<Instant>,
 }
 
-/// What is known beyond the engine.
-#[derive(Default)]
+/// What is known beyond the engine. A copy costs little, so that nobody waits while it is told.
+#[derive(Clone, Default)]
 pub(crate) struct Facts {
     /// What carries the packets, if anything does.
     pub(crate) engine: Option<Arc<Engine>>,
     /// What is in force.
-    pub(crate) plan: Option<Plan>,
+    pub(crate) plan: Option<Arc<Plan>>,
     /// The digest of the file in force, where there is a file.
     pub(crate) digest: Option<String>,
     /// How the fence stands, in words; `None` where nothing is fenced.
@@ -44,7 +44,7 @@ pub(crate) struct Facts {
     /// Its part in a cluster, if it is in one.
     pub(crate) cluster: Option<Cluster>,
     /// The peers that are ready, by name, where somebody judges it.
-    pub(crate) ready_peers: Option<BTreeSet<String>>,
+    pub(crate) ready_peers: Option<Arc<BTreeSet<String>>>,
     /// The digests that other nodes have told, by their names.
     pub(crate) digests: BTreeMap<String, String>,
 }
@@ -78,8 +78,16 @@ impl Board {
 }
 
 impl Source for Board {
+    fn unready(&self) -> Option<String> {
+        self.facts().unready.clone()
+    }
+
+    fn control_idle_s(&self) -> Option<u64> {
+        Some(self.idle().as_secs())
+    }
+
     fn status(&self) -> Status {
-        let facts = self.facts();
+        let facts = self.facts().clone();
         let engine = facts.engine.as_ref();
         let device = engine.map_or_else(DeviceStatus::default, |engine| engine.status());
         let mut status = Status::of_device(&device);

@@ -19,7 +19,7 @@ use socket2::Socket;
 
 use crate::metrics;
 use crate::server::{Connection, Door, Handler, Watch};
-use crate::status::{Source, Status};
+use crate::status::Source;
 use crate::{Limits, Server};
 
 /// Bound of a request's head in bytes.
@@ -138,16 +138,16 @@ impl Teller {
                 body: metrics::text(&self.source.status()),
                 with_body: true,
             },
-            "/healthz" => Answer::of_probe(hang(&self.source.status())),
-            "/readyz" => Answer::of_probe(self.source.status().unready),
+            "/healthz" => Answer::of_probe(hang(self.source.control_idle_s())),
+            "/readyz" => Answer::of_probe(self.source.unready()),
             _ => Answer::in_words(404, "there are /metrics, /healthz and /readyz"),
         }
     }
 }
 
 /// That the control loop hangs, if it does.
-fn hang(status: &Status) -> Option<String> {
-    let idle = status.control_idle_s?;
+fn hang(control_idle_s: Option<u64>) -> Option<String> {
+    let idle = control_idle_s?;
     (idle > CONTROL_IDLE_MAX_S).then(|| format!("the control loop has not come round for {idle} s"))
 }
 

@@ -120,7 +120,7 @@ pub struct Fences {
 pub struct Cluster {
     /// What is enforced on this node now; `None` until that is known.
     pub enforcement: Option<Enforcement>,
-    /// For how long it has been staged, in seconds, across restarts; `None` where it is not.
+    /// For how long it has been staged, in seconds of this run; `None` where it is not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub staged_s: Option<u64>,
     /// The nodes that keep it from turning strict, and what each of them lacks, in a sentence.
@@ -341,6 +341,16 @@ impl Status {
 pub trait Source: Send + Sync {
     /// How it is doing at this moment.
     fn status(&self) -> Status;
+
+    /// [`Status::unready`] alone, which is asked for every few seconds.
+    fn unready(&self) -> Option<String> {
+        self.status().unready
+    }
+
+    /// [`Status::control_idle_s`] alone.
+    fn control_idle_s(&self) -> Option<u64> {
+        self.status().control_idle_s
+    }
 }
 
 impl<F: Fn() -> Status + Send + Sync> Source for F {

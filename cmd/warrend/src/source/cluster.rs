@@ -10,15 +10,18 @@ mod report;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 use std::net::IpAddr;
+use std::ops::Bound;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use tokio::time::{Instant, sleep_until};
 use warren_k8s::{
-    Access, Client, Distrust, Entries, Event as Told, Feed, Identity, MeshSpec, Mode, Own,
-    Proposal, Publisher, Settings, SettingsError, Severity as Gravity, Stage, View, connect,
+    Access, Client, Distrust, Entries, Event as Told, Feed, MeshSpec, Mode, Own, Proposal,
+    Publisher, Settings, Severity as Gravity, Stage, View, connect,
 };
 use warren_mesh::{
-    Candidate, NodeName, Place, Plan, Resolved, Roster, Secrets, Severity, Underlay, plan,
+    Candidate, Enforcement, NodeName, Place, Plan, Resolved, Roster, Secrets, Severity, Underlay,
+    plan,
 };
 use warren_netlink::{Host, Surroundings};
 use warren_state::StateDir;
@@ -31,6 +34,8 @@ const ETHERNET: u32 = 1500;
 /// How many times as long as the last plan took the API's changes wait for the next: a cluster that
 /// never rests takes a tenth of a core.
 const REST: u32 = 9;
+/// But no longer than this, so that a new node is reached within a second.
+const PAUSE_MAX: Duration = Duration::from_millis(500);
 /// Bytes around a packet in the tunnel: IP, UDP (8), header (16) and tag (16).
 const AROUND_V4: u32 = 20 + 8 + 16 + 16;
 /// The same where a peer is reached by IPv6.
@@ -48,10 +53,11 @@ pub(crate) struct ClusterSource {
     distrust: Option<Distrust>,
     /// What is wrong with the Mesh as it is now, whose last good state is in force.
     refused: Vec<String>,
-    unusable: Option<SettingsError>,
     /// What followed from it last.
     made: Option<Made>,
-    /// The Node was Ready when it was last looked at.
+    /// The API has told something in this run that was believed.
+    is_live: bool,
+    /// The Node was Ready when the API told of it last.
     was_ready: bool,
     roster: Roster,
     ready: BTreeSet<NodeName>,
@@ -65,8 +71,8 @@ pub(crate) struct ClusterSource {
     /// When the last plan was begun, and when the next is made if it is the API that changes.
     began: Instant,
     not_before: Option<Instant>,
-    /// What leads to this node's pods with a larger MTU than the tunnel's: the interface, and both.
-    larger_behind: Option<(String, u32, u32)>,
+    /// What leads to this node's pods with a larger MTU than the tunnel's.
+    larger_behind: Option<LargerBehind>,
     /// How often a peer's key has changed under the same uid.
     key_changes: u64,
     reported: report::Reported,
@@ -77,6 +83,23 @@ struct Made {
     settings: Settings,
     entries: Entries,
     stage: Stage,
+    /// The operator says Staged.
+    is_staged: bool,
+}
+
+/// What follows from a Mesh, before anything is changed by it.
+enum Outcome {
+    /// The Mesh says that nothing of Warren is to be here.
+    Removed,
+    /// A plan, what it is founded on, and what leads to pods with a larger MTU.
+    Planned(Box<(Plan, Made, Option<LargerBehind>)>),
+}
+
+/// An interface, its MTU in bytes, and the tunnel's.
+struct LargerBehind {
+    interface: String,
+    mtu: u32,
+    tunnel: u32,
 }
 
 /// What the API and the clock tell.
@@ -108,8 +131,8 @@ impl ClusterSource {
             believed,
             distrust: None,
             refused: Vec::new(),
-            unusable: None,
             made: None,
+            is_live: false,
             was_ready: false,
             roster: Roster::new(rand_seed()?),
             ready: BTreeSet::new(),
@@ -146,6 +169,8 @@ impl ClusterSource {
             Event::Changed => {
                 let now = Instant::now();
                 let Some(at) = self.not_before.filter(|at| *at > now) else {
+                    // After a rest the first comes through at once.
+                    self.not_before = None;
                     return true;
                 };
                 // A plan takes as long as the cluster is large; what comes meanwhile is one change.
@@ -205,6 +230,7 @@ impl ClusterSource {
         match view.trust(identity) {
             Ok(()) => {
                 self.follow_keys(&view);
+                self.is_live = true;
                 self.believed = Some(View::clone(&view));
                 if self.distrust.take().is_some() {
                     tracing::info!("what the API says is believed again");
@@ -261,11 +287,14 @@ impl ClusterSource {
                 self.key_changes += 1;
                 let key = &record.public_key;
                 tracing::warn!(node = name, key, "a node has another key, and is followed");
-                self.publisher.event(Told {
-                    severity: Gravity::Warning,
-                    reason: "KeyChanged".to_owned(),
-                    message: format!("node {name} has another key, {key}, under the same uid"),
-                });
+                // All see it, and one is enough to tell of it.
+                if next_after(view, name) == Some(self.node.as_str()) {
+                    self.publisher.event(Told {
+                        severity: Gravity::Warning,
+                        reason: "KeyChanged".to_owned(),
+                        message: format!("node {name} has another key, {key}, under the same uid"),
+                    });
+                }
             }
         }
     }
@@ -280,12 +309,11 @@ impl ClusterSource {
                 "there is no Mesh called default; make one with {proposal}"
             ));
         };
-        match self.plan_as(&wanted, view, host) {
-            Ok(aim) => {
+        match self.outcome(&wanted, view, host) {
+            Ok(outcome) => {
                 self.refused.clear();
-                self.unusable = None;
                 self.memory.took_mesh(&wanted);
-                Ok(aim)
+                Ok(self.take_on(outcome, view))
             }
             Err(sentences) => {
                 if self.refused != sentences {
@@ -294,47 +322,45 @@ impl ClusterSource {
                     }
                 }
                 self.refused = sentences;
-                match good.filter(|good| *good != wanted) {
-                    Some(good) => {
-                        let planned = self.plan_as(&good, view, host);
-                        planned.map_err(|sentences| sentences.join("\n"))
-                    }
-                    None => Err(self.refused.join("\n")),
-                }
+                let Some(good) = good.filter(|good| *good != wanted) else {
+                    return Err(self.refused.join("\n"));
+                };
+                let outcome = self.outcome(&good, view, host);
+                let outcome = outcome.map_err(|sentences| sentences.join("\n"))?;
+                Ok(self.take_on(outcome, view))
             }
         }
     }
 
-    /// The plan that follows from this Mesh, or the sentences that refuse it.
-    fn plan_as(
-        &mut self,
+    /// What follows from this Mesh, or the sentences that refuse it. Changes nothing, so that one that is
+    /// refused has done nothing.
+    fn outcome(
+        &self,
         spec: &MeshSpec,
         view: &View,
         host: &mut Host,
-    ) -> Result<Aim, Vec<String>> {
+    ) -> Result<Outcome, Vec<String>> {
         let one = |error: &dyn std::fmt::Display| vec![error.to_string()];
-        let proposed = proposal(view).mode;
-        let mode = match spec.mode {
-            None if proposed == Mode::Overlay && spec.overlay_ports.is_empty() => Mode::Route,
-            mode => mode.unwrap_or(proposed),
-        };
+        let mode = mode(spec, view)?;
         let settings = Settings::of(spec, ETHERNET - AROUND_V6, mode);
-        self.unusable = settings.as_ref().err().cloned();
         let mut settings = settings.map_err(|error| one(&error))?;
-        let Some(identity) = self.memory.identity().cloned() else {
+        let Some(identity) = self.memory.identity() else {
             return Err(vec![self.waiting()]);
         };
         if settings.removed {
-            self.memory.forget_latch();
-            self.made = None;
-            return Ok(Aim::Nothing);
+            return Ok(Outcome::Removed);
         }
 
-        let stage = self.stage(view, &settings, &identity);
+        let own = Own {
+            turned: self.memory.is_strict(),
+            returning: !self.was_ready,
+        };
+        let stage = view.stage(&settings, identity, own);
+        let is_staged = settings.mesh.enforcement == Enforcement::Staged;
         settings.mesh.enforcement = match &stage {
-            Stage::Permissive => warren_mesh::Enforcement::Permissive,
-            Stage::Staged(_) => warren_mesh::Enforcement::Staged,
-            Stage::Strict => warren_mesh::Enforcement::Strict,
+            Stage::Permissive => Enforcement::Permissive,
+            Stage::Staged(_) => Enforcement::Staged,
+            Stage::Strict => Enforcement::Strict,
         };
         let mut entries = view.directory(&settings, self.memory.known());
         let key = self.memory.private_key();
@@ -348,15 +374,16 @@ impl ClusterSource {
         };
         let steered = match stage {
             Stage::Permissive => self.reached.clone(),
-            Stage::Staged(_) | Stage::Strict => self.memory.latched().clone(),
+            Stage::Staged(_) | Stage::Strict => {
+                latched_of(mode, self.memory.latched(), &settings, view)
+            }
         };
         let resolved = Resolved::new();
         let planned = |entries: &Entries, underlay: &Underlay| {
             let directory = &entries.directory;
-            plan(
-                directory, &self.node, &resolved, &secrets, underlay, &steered,
-            )
-            .map_err(|error| one(&error))
+            let (node, secrets) = (&self.node, &secrets);
+            plan(directory, node, &resolved, secrets, underlay, &steered)
+                .map_err(|error| one(&error))
         };
         let alone = planned(&entries, &Underlay::default())?;
         let surroundings = host.surroundings(&alone.host).unwrap_or_else(|error| {
@@ -372,10 +399,14 @@ impl ClusterSource {
         if spec.mtu.is_none() {
             entries.directory.mesh.mtu = mtu(view, &self.node, &surroundings);
         }
-        let mtu = entries.directory.mesh.mtu;
-        self.larger_behind = (surroundings.mtu_behind())
-            .filter(|(_, behind)| *behind > mtu)
-            .map(|(interface, behind)| (interface.to_owned(), behind, mtu));
+        let tunnel = entries.directory.mesh.mtu;
+        let larger_behind = (surroundings.mtu_behind())
+            .filter(|(_, mtu)| *mtu > tunnel)
+            .map(|(interface, mtu)| LargerBehind {
+                interface: interface.to_owned(),
+                mtu,
+                tunnel,
+            });
         let plan = planned(&entries, &underlay)?;
         let errors: Vec<String> = (plan.problems.iter())
             .filter(|problem| problem.severity() == Severity::Error)
@@ -385,32 +416,27 @@ impl ClusterSource {
         if !errors.is_empty() {
             return Err(errors);
         }
-        self.memory.believes(view, &entries);
-        self.made = Some(Made {
+        let made = Made {
             settings,
             entries,
             stage,
-        });
-        Ok(Aim::Node(Box::new(plan)))
+            is_staged,
+        };
+        Ok(Outcome::Planned(Box::new((plan, made, larger_behind))))
     }
 
-    /// What is enforced here now. What turns strict stays so, on the disk first.
-    fn stage(&mut self, view: &View, settings: &Settings, identity: &Identity) -> Stage {
-        let nodes = view.nodes.as_ref();
-        let own = nodes.and_then(|nodes| nodes.get(self.node.as_str()));
-        let is_ready = own.is_some_and(|own| own.ready);
-        let returning = !self.was_ready;
-        self.was_ready = is_ready;
-        let own = Own {
-            turned: self.memory.is_strict(),
-            returning,
+    /// From now on this is what the node is to be. What it must remember is on the disk before anything
+    /// is changed.
+    fn take_on(&mut self, outcome: Outcome, view: &View) -> Aim {
+        let Outcome::Planned(planned) = outcome else {
+            self.memory.forget_latch();
+            self.made = None;
+            return Aim::Nothing;
         };
-        let stage = view.stage(settings, identity, own);
-        match &stage {
+        let (plan, made, larger_behind) = *planned;
+        match &made.stage {
             Stage::Permissive => self.memory.forget_latch(),
-            Stage::Strict
-                if !own.turned && settings.mesh.enforcement == warren_mesh::Enforcement::Staged =>
-            {
+            Stage::Strict if self.is_turning(&made) => {
                 self.memory.turn_strict();
                 tracing::info!(
                     "the cluster has turned strict: what cannot be encrypted is dropped"
@@ -418,19 +444,32 @@ impl ClusterSource {
                 self.publisher.event(Told {
                     severity: Gravity::Normal,
                     reason: "TurnedStrict".to_owned(),
-                    message:
-                        "all peers were reached; what cannot be encrypted is dropped from now on"
-                            .to_owned(),
+                    message: "all were reached; what cannot be encrypted is dropped from now on"
+                        .to_owned(),
                 });
             }
             Stage::Strict | Stage::Staged(_) => {}
         }
-        stage
+        if self.is_live {
+            let nodes = view.nodes.as_ref();
+            let own = nodes.and_then(|nodes| nodes.get(self.node.as_str()));
+            self.was_ready = own.is_some_and(|own| own.ready);
+        }
+        self.memory.believes(view, &made.entries);
+        self.larger_behind = larger_behind;
+        self.made = Some(made);
+        Aim::Node(Box::new(plan))
+    }
+
+    /// It becomes strict though the operator says Staged, and was not so before.
+    fn is_turning(&self, made: &Made) -> bool {
+        !self.memory.is_strict() && made.is_staged
     }
 
     /// The plan is made true, as far as the host lets: calls who is new, and publishes.
     pub(crate) fn realised(&mut self, plan: &Plan, around: &Around<'_>) {
-        self.not_before = Some(Instant::now() + self.began.elapsed() * REST);
+        let pause = (self.began.elapsed() * REST).min(PAUSE_MAX);
+        self.not_before = Some(Instant::now() + pause);
         let epoch = |name: &NodeName| {
             let records = self.believed.as_ref()?.records.as_ref()?;
             Some(records.get(name.as_str())?.as_ref().ok()?.epoch)
@@ -458,6 +497,9 @@ impl ClusterSource {
     /// Whether the plan is another now.
     fn look(&mut self, around: &Around<'_>) -> bool {
         self.look_at = None;
+        if self.is_stale {
+            return true;
+        }
         let (Some(tunnel), Some(made)) = (around.tunnel, &self.made) else {
             return false;
         };
@@ -500,6 +542,11 @@ impl ClusterSource {
         false
     }
 
+    /// Nothing can be said yet of what this node should be, and why.
+    pub(crate) fn stalled(&mut self, sentence: &str, around: &Around<'_>) {
+        self.publish_stalled(sentence, around);
+    }
+
     /// Everything was taken away.
     pub(crate) fn removed(&mut self, around: &Around<'_>, failure: Option<&str>) {
         self.roster = Roster::new(0);
@@ -507,6 +554,15 @@ impl ClusterSource {
         self.look_at = None;
         self.publish_removed(around, failure);
     }
+}
+
+/// The name of the node with a record that comes after this one, and after the last the first.
+fn next_after<'a>(view: &'a View, name: &str) -> Option<&'a str> {
+    let records = view.records.as_ref()?;
+    let after = (Bound::Excluded(name), Bound::Unbounded);
+    let mut after = records.range::<str, _>(after);
+    let next = after.next().or_else(|| records.first_key_value())?;
+    Some(next.0.as_str())
 }
 
 /// MTU in bytes of a tunnel over the link that has the node's address.
@@ -519,6 +575,46 @@ fn mtu(view: &View, node: &NodeName, surroundings: &Surroundings) -> u32 {
     let by_v6 = (nodes.values()).any(|node| node.addresses.iter().any(IpAddr::is_ipv6));
     let around = if by_v6 { AROUND_V6 } else { AROUND_V4 };
     link.min().unwrap_or(ETHERNET).saturating_sub(around)
+}
+
+/// How pod traffic gets into the tunnel: as the Mesh says, and else by routes, if the nodes have prefixes
+/// to route. That an overlay is there is for the operator to say: a wrong guess would leave all in the clear.
+fn mode(spec: &MeshSpec, view: &View) -> Result<Mode, Vec<String>> {
+    let nodes = view.nodes.as_ref();
+    let has_prefixes =
+        || nodes.is_some_and(|nodes| nodes.values().any(|node| !node.pod_cidrs.is_empty()));
+    match spec.mode {
+        Some(mode) => Ok(mode),
+        None if has_prefixes() => Ok(Mode::Route),
+        None => Err(vec![
+            "spec.mode of the Mesh is not set, and no Node has podCIDRs that could be routed; set it \
+             to Overlay if the CNI wraps pod traffic in VXLAN or Geneve"
+                .to_owned(),
+        ]),
+    }
+}
+
+/// What was reached in this mode: prefixes of pods where these are routed, addresses of nodes where what
+/// is between them is wrapped. A Mesh that changes its mode must not fence the one as if it were the other.
+fn latched_of(
+    mode: Mode,
+    latched: &BTreeSet<IpNet>,
+    settings: &Settings,
+    view: &View,
+) -> BTreeSet<IpNet> {
+    let nodes = view.nodes.iter().flatten();
+    let of_nodes: BTreeSet<IpNet> = nodes
+        .flat_map(|(_, node)| node.addresses.iter().copied().map(IpNet::from))
+        .collect();
+    let of_pods = |prefix: &IpNet| {
+        let mut prefixes = settings.mesh.prefixes.iter();
+        prefix.prefix_len() < prefix.max_prefix_len() || prefixes.any(|all| all.contains(prefix))
+    };
+    let counts = |prefix: &&IpNet| match mode {
+        Mode::Route => of_pods(prefix) && !of_nodes.contains(*prefix),
+        Mode::Overlay => of_nodes.contains(*prefix),
+    };
+    latched.iter().filter(counts).copied().collect()
 }
 
 /// What the nodes show of what a Mesh leaves open.

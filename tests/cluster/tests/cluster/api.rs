@@ -141,8 +141,9 @@ fn at_rest_nothing_is_written() {
     );
     let (before, spec) = (versions(), writes());
     let watched = nodes[0].host.run(
-        "timeout 20 ip monitor link address route rule 2>/dev/null || :
-        timeout 1 nft monitor 2>/dev/null || :",
+        "timeout 20 nft monitor 2>/dev/null &
+        timeout 20 ip monitor link address route rule 2>/dev/null || :
+        wait",
     );
     assert_eq!(watched, "", "nothing of the host is changed");
     assert_eq!((versions(), writes()), (before, spec));
@@ -181,4 +182,29 @@ fn a_mesh_that_cannot_work_is_refused_with_a_sentence_and_the_last_good_one_stay
     }
     flow.end_whole();
     lab.assert_closed();
+}
+
+#[test]
+fn without_a_mesh_or_with_one_that_cannot_work_a_new_node_says_so_in_its_record() {
+    let lab = Lab::new();
+    let mut node = lab.join(1);
+    node.start();
+    let configured = |what: &str| {
+        patiently(what, Duration::from_secs(15), || {
+            let status = lab.record("n1").and_then(|record| record.status);
+            let conditions = status.map(|status| status.conditions).unwrap_or_default();
+            conditions.iter().any(|condition| {
+                condition.type_ == "Configured"
+                    && condition.status == "False"
+                    && condition.message.contains(what)
+            })
+        });
+        assert!(node.http("/readyz").starts_with("HTTP/1.1 503"));
+    };
+    // What to set is proposed.
+    configured("10.244.1.0/24");
+    lab.mesh(json!({"podPrefixes": ["192.0.0.0/8"], "enforcement": "Strict"}));
+    configured("192.0.0.0/8");
+    lab.mesh(json!({"podPrefixes": PODS, "enforcement": "Strict"}));
+    node.until("it is a node", |status| status.unready.is_none());
 }

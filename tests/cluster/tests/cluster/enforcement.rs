@@ -204,3 +204,67 @@ fn a_permissive_mesh_encrypts_what_it_reaches_and_lets_the_rest_pass() {
     all_enforce(&nodes[..2], Enforcement::Permissive);
     assert!(nodes[0].pod.reaches("10.244.3.5"));
 }
+
+#[test]
+fn a_refused_mesh_opens_nothing_of_what_a_staged_one_has_closed() {
+    let mut lab = Lab::new();
+    lab.mesh(json!({"podPrefixes": PODS}));
+    // Without a daemon: it keeps the cluster staged.
+    lab.add_node("n9", 9);
+    let mut nodes: Vec<Node> = (1..=2).map(|number| lab.join(number)).collect();
+    for node in &mut nodes {
+        node.start();
+    }
+    lab.settle(&nodes);
+    for node in &nodes {
+        node.until("it has latched", |status| {
+            let cluster = status.cluster.as_ref();
+            cluster.is_some_and(|cluster| cluster.latched_prefixes > 0)
+        });
+    }
+    lab.listen();
+    nodes[0].talk_to(&nodes[1]);
+    lab.mesh(json!({"podPrefixes": ["192.0.0.0/8"], "enforcement": "Permissive"}));
+    for node in &nodes {
+        node.until("it is refused", |status| status.unready.is_some());
+    }
+    let floods = [
+        Flood::start(&nodes[0].pod, &nodes[1].pod_addresses()),
+        Flood::start(&nodes[1].pod, &nodes[0].pod_addresses()),
+    ];
+    nodes[0].end(rustix::process::Signal::KILL);
+    nodes[0].start();
+    for flood in floods {
+        flood.go_on();
+        flood.stop();
+    }
+    lab.assert_closed();
+}
+
+#[test]
+fn a_node_that_was_away_while_the_cluster_turned_strict_starts_strict() {
+    let lab = Lab::new();
+    lab.mesh(json!({"podPrefixes": PODS}));
+    let mut nodes: Vec<Node> = (1..=3).map(|number| lab.join(number)).collect();
+    for node in &mut nodes[..2] {
+        node.start();
+    }
+    lab.settle(&nodes[..2]);
+    all_enforce(&nodes[..2], Enforcement::Staged);
+    nodes[0].end(rustix::process::Signal::KILL);
+    // Without it, and with the third, the cluster turns.
+    lab.patch_node_status(
+        "n1",
+        &json!({"conditions": [{"type": "Ready", "status": "False"}]}),
+    );
+    nodes[2].start();
+    all_enforce(&nodes[1..], Enforcement::Strict);
+    // Somebody new holds up whoever would judge anew.
+    lab.add_node("n9", 9);
+    lab.patch_node_status(
+        "n1",
+        &json!({"conditions": [{"type": "Ready", "status": "True"}]}),
+    );
+    nodes[0].start();
+    all_enforce(&nodes, Enforcement::Strict);
+}

@@ -55,3 +55,31 @@ fn a_staged_overlay_turns_strict_and_loses_less_than_a_twentieth_of_a_second() {
     nodes[0].talk_to(&nodes[1]);
     lab.assert_closed();
 }
+
+#[test]
+fn a_mesh_that_changes_from_overlay_to_route_cuts_no_node_off() {
+    let lab = Lab::by(Cni::Vxlan);
+    lab.mesh(json!({"mode": "Overlay", "overlayPorts": [8472]}));
+    lab.add_node("n9", 9);
+    let mut nodes: Vec<Node> = (1..=2).map(|number| lab.join(number)).collect();
+    for node in &mut nodes {
+        node.start();
+    }
+    lab.settle(&nodes);
+    for node in &nodes {
+        node.until("it has latched", |status| {
+            let cluster = status.cluster.as_ref();
+            cluster.is_some_and(|cluster| cluster.latched_prefixes > 0)
+        });
+    }
+    lab.mesh(json!({"mode": "Route", "podPrefixes": warren_tests_cluster::PODS}));
+    for node in &nodes {
+        node.until("pods' prefixes are in the tunnel", |status| {
+            let plan = status.plan.iter().flat_map(|section| &section.lines);
+            plan.clone()
+                .any(|line| line.starts_with("10.244.") && line.contains("into the tunnel"))
+        });
+    }
+    assert!(nodes[0].host.reaches("192.0.2.2") && nodes[1].host.reaches("2001:db8::1"));
+    nodes[0].talk_to(&nodes[1]);
+}

@@ -37,6 +37,8 @@ pub(super) struct Memory {
     /// What is kept differs from the disk.
     dirty: bool,
     written: Option<Instant>,
+    /// Why what is kept could not be written, while it could not.
+    unwritten: Option<String>,
 }
 
 impl Memory {
@@ -100,6 +102,7 @@ impl Memory {
             kept,
             dirty: false,
             written: None,
+            unwritten: None,
         };
         memory.write();
         Ok((memory, hold))
@@ -254,7 +257,8 @@ impl Memory {
             .filter(|(_, node)| node.public_key.is_some_and(talks))
             .map(|(name, _)| name.clone())
             .collect();
-        if kept.spoke_with != spoke_with {
+        // Who falls silent is forgotten when somebody else comes: it is written for nothing else.
+        if !spoke_with.is_subset(&kept.spoke_with) {
             kept.spoke_with = spoke_with;
             self.dirty = true;
             self.write_if_due();
@@ -274,6 +278,11 @@ impl Memory {
         }
     }
 
+    /// What people should know of the disk.
+    pub(super) fn complaint(&self) -> Option<&str> {
+        self.unwritten.as_deref()
+    }
+
     /// Writes what had to wait.
     pub(super) fn tick(&mut self) {
         self.write_if_due();
@@ -289,10 +298,17 @@ impl Memory {
         let Some(kept) = &self.kept else { return };
         self.written = Some(Instant::now());
         match self.state.write(SNAPSHOT, &kept.to_bytes()) {
-            Ok(()) => self.dirty = false,
+            Ok(()) => {
+                self.dirty = false;
+                self.unwritten = None;
+            }
             Err(error) => {
                 self.dirty = true;
-                tracing::warn!("{error}; a restart without the API would know less");
+                let why = format!("{error}; a restart without the API would know less");
+                if self.unwritten.as_ref() != Some(&why) {
+                    tracing::warn!("{why}");
+                }
+                self.unwritten = Some(why);
             }
         }
     }

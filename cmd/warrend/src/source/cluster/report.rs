@@ -1,6 +1,7 @@
 //! What the node says of itself: its record in the API, and its status here.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use warren_control::status;
 use warren_k8s::{
@@ -10,7 +11,7 @@ use warren_k8s::{
 use warren_mesh::{NodeName, Place, Plan, Severity};
 
 use super::super::{Around, wall_time};
-use super::{ClusterSource, proposal};
+use super::{ClusterSource, LargerBehind, proposal};
 
 /// Endpoints that a record may have.
 const ENDPOINTS: usize = 8;
@@ -30,9 +31,7 @@ pub(super) struct Reported {
 impl ClusterSource {
     /// Keeps this node's record and status as they should be.
     pub(super) fn publish(&mut self, plan: &Plan, around: &Around<'_>) {
-        let (Some(made), Some(identity)) = (&self.made, self.memory.identity()) else {
-            return;
-        };
+        let Some(made) = &self.made else { return };
         let enforcement = match made.stage {
             Stage::Permissive => Enforcement::Permissive,
             Stage::Staged(_) => Enforcement::Staged,
@@ -52,20 +51,25 @@ impl ClusterSource {
             latched: self.memory.is_strict(),
         };
         self.reported.conditions = self.conditions(plan, around);
-        let facts = self.own_facts();
-        let endpoints = facts.map(|facts| facts.addresses.iter().take(ENDPOINTS));
-        let key = self.memory.private_key();
+        let (port, mode, mtu) = (plan.device.listen_port, made.settings.mode, plan.host.mtu);
+        self.want(port, mode, mtu);
+        self.post(around);
+    }
+
+    /// Brings the record in line with what is to be reported.
+    fn want(&self, port: u16, mode: Mode, mtu: u32) {
+        let Some(identity) = self.memory.identity() else {
+            return;
+        };
+        let addresses = self.own_facts().map(|facts| &facts.addresses);
+        let addresses = addresses.into_iter().flatten().take(ENDPOINTS);
         let spec = MeshNodeSpec {
             node_uid: identity.uid.clone(),
-            public_key: key.public().to_string(),
-            endpoints: endpoints
-                .into_iter()
-                .flatten()
-                .map(ToString::to_string)
-                .collect(),
-            port: plan.device.listen_port,
-            mode: made.settings.mode,
-            mtu: plan.host.mtu,
+            public_key: self.memory.private_key().public().to_string(),
+            endpoints: addresses.map(ToString::to_string).collect(),
+            port,
+            mode,
+            mtu,
             epoch: self.memory.epoch(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
@@ -75,14 +79,48 @@ impl ClusterSource {
             self.reported.progress.clone(),
             self.reported.conditions.clone(),
         );
+    }
+
+    /// The same of a node that is none at present, by the Mesh as far as there is one.
+    fn want_without_plan(&self) {
+        let view = self.believed.as_ref();
+        let spec = view.and_then(|view| view.mesh.clone().flatten());
+        let spec = spec.or_else(|| self.memory.mesh().cloned());
+        let spec = spec.unwrap_or_default();
+        self.want(
+            spec.port,
+            spec.mode.unwrap_or(Mode::Route),
+            spec.mtu.unwrap_or(super::ETHERNET - super::AROUND_V6),
+        );
+    }
+
+    /// The record of a node of which nothing can be said yet, and why.
+    pub(super) fn publish_stalled(&mut self, sentence: &str, around: &Around<'_>) {
+        let not = |reason: &str| Stated {
+            holds: Holds::False,
+            reason: reason.to_owned(),
+            message: sentence.to_owned(),
+        };
+        self.reported.progress = Progress::default();
+        let mut conditions = BTreeMap::from([
+            (ConditionType::Ready, not("NodeUnready")),
+            (ConditionType::Synced, self.synced()),
+        ]);
+        if let Some(view) = &self.believed {
+            let mesh = view.mesh.as_ref().and_then(Option::as_ref);
+            let configured = match self.refused.is_empty() {
+                true => configured(mesh, Ok(&()), &proposal(view)),
+                false => not("Unusable"),
+            };
+            conditions.insert(ConditionType::Configured, configured);
+        }
+        self.reported.conditions = conditions;
+        self.want_without_plan();
         self.post(around);
     }
 
     /// The record of a node that has taken everything away.
     pub(super) fn publish_removed(&mut self, around: &Around<'_>, failure: Option<&str>) {
-        let Some(identity) = self.memory.identity() else {
-            return;
-        };
         let gone = failure.is_none();
         self.reported.staged_since = None;
         self.reported.progress = Progress {
@@ -97,29 +135,7 @@ impl ClusterSource {
                 .to_owned(),
         };
         self.reported.conditions = BTreeMap::from([(ConditionType::Ready, removed)]);
-        let Some(spec) = self
-            .believed
-            .as_ref()
-            .and_then(|view| view.mesh.clone().flatten())
-        else {
-            return;
-        };
-        let spec = MeshNodeSpec {
-            node_uid: identity.uid.clone(),
-            public_key: self.memory.private_key().public().to_string(),
-            endpoints: Vec::new(),
-            port: spec.port,
-            mode: spec.mode.unwrap_or(Mode::Route),
-            mtu: spec.mtu.unwrap_or(super::ETHERNET - super::AROUND_V6),
-            epoch: self.memory.epoch(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-        };
-        self.publisher.want(
-            &identity.uid,
-            spec,
-            self.reported.progress.clone(),
-            self.reported.conditions.clone(),
-        );
+        self.want_without_plan();
         self.post(around);
     }
 
@@ -194,26 +210,12 @@ impl ClusterSource {
         let mesh = mesh.or(self.memory.mesh());
         conditions.insert(
             ConditionType::Configured,
-            match (&self.refused[..], &self.unusable, view) {
-                ([], None, Some(view)) => configured(mesh, Ok(&()), &proposal(view)),
-                (refused, ..) => stated(Holds::False, "Unusable", refused.join("; ")),
+            match (&self.refused[..], view) {
+                ([], Some(view)) => configured(mesh, Ok(&()), &proposal(view)),
+                (refused, _) => stated(Holds::False, "Unusable", refused.join("; ")),
             },
         );
-
-        conditions.insert(
-            ConditionType::Synced,
-            match &self.distrust {
-                None => stated(
-                    Holds::True,
-                    "Synced",
-                    "what the API says is complete and of this cluster".to_owned(),
-                ),
-                Some(distrust @ Distrust::Partial(_)) => {
-                    stated(Holds::Unknown, "Partial", distrust.to_string())
-                }
-                Some(distrust) => stated(Holds::False, "Distrusted", distrust.to_string()),
-            },
-        );
+        conditions.insert(ConditionType::Synced, self.synced());
 
         let of_this = |place: &Place| *place == Place::Node(self.node.clone());
         let claims: Vec<String> = (plan.problems.iter())
@@ -234,6 +236,26 @@ impl ClusterSource {
             },
         );
         conditions
+    }
+
+    /// Whether what the API says is believed.
+    fn synced(&self) -> Stated {
+        let (holds, reason, message) = match &self.distrust {
+            None => (
+                Holds::True,
+                "Synced",
+                "what the API says is complete and of this cluster".to_owned(),
+            ),
+            Some(distrust @ Distrust::Partial(_)) => {
+                (Holds::Unknown, "Partial", distrust.to_string())
+            }
+            Some(distrust) => (Holds::False, "Distrusted", distrust.to_string()),
+        };
+        Stated {
+            holds,
+            reason: reason.to_owned(),
+            message,
+        }
     }
 
     /// Posts the node's part in the cluster for those who ask on this host.
@@ -294,7 +316,8 @@ impl ClusterSource {
         };
         let mut facts = around.board.facts();
         facts.cluster = Some(cluster);
-        facts.ready_peers = Some(self.ready.iter().map(ToString::to_string).collect());
+        let ready = self.ready.iter().map(ToString::to_string);
+        facts.ready_peers = Some(Arc::new(ready.collect()));
     }
 
     /// What is not as it should be beyond the plan, a sentence each.
@@ -307,11 +330,24 @@ impl ClusterSource {
             }
             _ => {}
         }
-        if let Some((interface, behind, mtu)) = &self.larger_behind {
+        if let Some(LargerBehind {
+            interface,
+            mtu,
+            tunnel,
+        }) = &self.larger_behind
+        {
             complaints.push(format!(
-                "{interface} leads to this node's pods with an MTU of {behind}, and the tunnel has {mtu}; give                  pods at most that, or their large packets are sent twice"
+                "{interface} leads to this node's pods with an MTU of {mtu}, and the tunnel has {tunnel}; give pods at \
+                 most that, or their large packets are refused until they have learnt it"
             ));
         }
+        let findings = self.made.iter().flat_map(|made| &made.entries.findings);
+        let count = findings.clone().count();
+        complaints.extend(findings.take(NAMED).map(ToString::to_string));
+        if let more @ 1.. = count.saturating_sub(NAMED) {
+            complaints.push(format!("and {more} more of the kind"));
+        }
+        complaints.extend(self.memory.complaint().map(str::to_owned));
         if let Some(Stage::Staged(holdups)) = self.made.as_ref().map(|made| &made.stage) {
             complaints.push(format!("the mesh is staged: {holdups}"));
         }
