@@ -35,6 +35,8 @@ mod worker;
 pub use drops::Reason;
 pub use engine::{ApplyError, End, Engine, Options, Report, StartError, UdpOptions};
 pub use router::{Control, Edges, Entropy, Inbound, Outbound, Router, Timestamps};
+#[cfg(all(debug_assertions, not(shuttle)))]
+pub use sync::locks_taken;
 /// Why a UDP port was not opened, as [`ApplyError`] and [`Report`] tell.
 pub use warren_udp::BindError;
 /// What seals and opens packets, and how to keep to the library.

@@ -1,10 +1,13 @@
-//! Nothing is allocated for a packet, once the first have made room.
+//! Nothing is allocated for a packet, once the first have made room, and a batch takes one lock.
+//!
+//! The clock is not counted: a router has none, and is given the time with each batch.
 
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::Duration;
 
-use warren_engine::{Edges, Inbound, Outbound};
+use warren_engine::{Edges, Inbound, Outbound, locks_taken};
+use warren_packet::backlog::Backlog;
 use warren_packet::batch::{Datagram, ReadBatch, RecvBatch, SendBatch};
 use warren_packet::{Ecn, vnet};
 use warren_tests_simulation::node::MERGE;
@@ -52,7 +55,7 @@ struct Worker {
 }
 
 #[test]
-fn nothing_is_allocated_for_a_packet_in_either_direction() {
+fn nothing_is_allocated_and_no_more_than_a_batchs_lock_is_taken_for_a_packet() {
     const ROUNDS: u64 = 2000;
     // A session's replay window grows to its size with the first 8192 packets.
     const WARM: u64 = 200;
@@ -90,10 +93,10 @@ fn nothing_is_allocated_for_a_packet_in_either_direction() {
     });
     let now = mesh.now();
     assert!(allocations() > 0, "the allocator counts");
-    let mut before = 0;
+    let mut before = (0, 0);
     for round in 0..ROUNDS {
         if round == WARM {
-            before = allocations();
+            before = (allocations(), locks_taken());
         }
         for at in [0, 1] {
             let Worker {
@@ -117,8 +120,41 @@ fn nothing_is_allocated_for_a_packet_in_either_direction() {
             cable.recv = recv;
         }
     }
-    let allocated = allocations() - before;
+    let allocated = allocations() - before.0;
+    let locked = locks_taken() - before.1;
     let delivered: u64 = workers.iter().map(|worker| worker.cable.delivered).sum();
     assert_eq!(delivered, ROUNDS * packets);
     assert_eq!(allocated, 0);
+    // Both directions of both nodes take the peer's once, and the second's way in sends nothing.
+    let batches = 4 * (ROUNDS - WARM);
+    assert!((1..=batches).contains(&locked), "{locked} in {batches}");
+}
+
+#[test]
+fn nothing_is_allocated_for_a_packet_that_waits_or_passes() {
+    let mesh = Mesh::new(2, 1);
+    let bulk = packet::build(mesh.flow(0, 1, 0), 0, 8, 1200);
+    let small = packet::build(mesh.flow(0, 1, 1), 0, 1, 40);
+    let mut backlog = Backlog::new(4, 1 << 17, 64);
+    let (mut before, mut passed) = (0, 0);
+    for round in 0..500 {
+        if round == 50 {
+            before = allocations();
+        }
+        for (header, bytes) in [&bulk, &small, &bulk] {
+            let batch = backlog.spare().expect("what waits leaves");
+            let spare = batch.spare().expect("room");
+            spare[..vnet::LEN].copy_from_slice(&header.encode());
+            spare[vnet::LEN..][..bytes.len()].copy_from_slice(bytes);
+            batch.commit(bytes.len());
+            backlog.commit();
+        }
+        let first = backlog.next().expect("a packet");
+        passed += first.packets().len();
+        while !backlog.is_empty() {
+            backlog.sent();
+        }
+    }
+    assert_eq!(passed, 500, "the small one passes");
+    assert_eq!(allocations() - before, 0);
 }
