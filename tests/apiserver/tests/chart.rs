@@ -5,10 +5,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 
-use kube::ResourceExt as _;
-use kube::api::DynamicObject;
+use k8s_openapi::api::authentication::v1::TokenRequest;
+use k8s_openapi::api::core::v1::{Node, ServiceAccount};
+use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
+use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
-use warren_tests_apiserver::{Cluster, NAMESPACE, crds, deploy, manifests, object};
+use warren_k8s::{Enforcement, Mesh};
+use warren_tests_apiserver::{
+    Cluster, Daemon, NAMESPACE, crds, deploy, eventually, manifests, object,
+};
+use warren_tests_lab::built;
 
 /// Values that people set, each with all else as it is.
 const SETS: &[&[&str]] = &[
@@ -40,6 +46,7 @@ const SETS: &[&[&str]] = &[
         "podLabels.team=net",
         "podAnnotations.a=b",
     ],
+    &["mesh.spec.enforcement=Strict", "mesh.spec.mode=Overlay"],
     &["security.privileged=true", "http.address=[::1]:9586"],
 ];
 
@@ -210,7 +217,7 @@ fn plain_manifests_and_chart_say_the_same() {
     assert_eq!(kept(rendered(NAMESPACE, &[])), kept(manifests()));
     let definitions = helm(&["show", "crds", "."]);
     let mut definitions = objects(&definitions.stdout);
-    definitions.sort_by_key(|it| it.name_any());
+    definitions.sort_by_key(kube::ResourceExt::name_any);
     assert_eq!(definitions, crds());
 }
 
@@ -241,19 +248,119 @@ fn the_hook_before_deletion_may_write_the_mesh_and_nothing_else() {
         })
         .expect("a role");
     let rules = role.data["rules"].as_array().expect("rules");
-    let reads = json!(["get", "list", "watch"]);
-    let writing: Vec<&Value> = (rules.iter())
-        .filter(|rule| rule["verbs"] != reads && rule["verbs"] != json!(["get"]))
-        .collect();
     assert_eq!(
-        writing,
-        [&json!({
-            "apiGroups": ["mesh.warren.dev"],
-            "resources": ["meshes"],
-            "resourceNames": ["default"],
-            "verbs": ["patch"],
-        })]
+        rules,
+        &[
+            json!({"apiGroups": [""], "resources": ["nodes"], "verbs": ["list"]}),
+            json!({"apiGroups": ["mesh.warren.dev"], "resources": ["meshnodes"], "verbs": ["list"]}),
+            json!({
+                "apiGroups": ["mesh.warren.dev"],
+                "resources": ["meshes"],
+                "resourceNames": ["default"],
+                "verbs": ["get", "patch"],
+            }),
+        ]
     );
+}
+
+#[tokio::test]
+async fn the_hook_waits_until_every_daemon_has_removed_what_it_made() {
+    let cluster = Cluster::shared().await;
+    for hook in rendered(NAMESPACE, &[]).iter().filter(|it| is_hook(it)) {
+        if hook.types.as_ref().is_some_and(|types| types.kind != "Job") {
+            cluster.apply(hook).await.expect("rights of the hook");
+        }
+    }
+    let accounts: Api<ServiceAccount> = Api::namespaced(cluster.admin.clone(), NAMESPACE);
+    let answer = accounts
+        .create_token_request(
+            "warren-remove",
+            &PostParams::default(),
+            &TokenRequest::default(),
+        )
+        .await;
+    let token = answer.expect("a token").status.expect("it is there").token;
+    let kubeconfig = cluster.server.kubeconfig("warren-remove", &token);
+    let warren = |arguments: &[&str]| {
+        let mut command = Command::new(built("warren"));
+        command.arg("cluster").args(arguments);
+        command.arg("--kubeconfig").arg(&kubeconfig);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    };
+
+    let nothing = warren(&["remove"]).output().expect("warren");
+    assert!(nothing.status.success(), "{}", said(&nothing));
+    assert!(
+        said(&nothing).contains("nothing to remove"),
+        "{}",
+        said(&nothing)
+    );
+
+    let mesh = json!({
+        "apiVersion": "mesh.warren.dev/v1alpha1",
+        "kind": "Mesh",
+        "metadata": {"name": "default"},
+        "spec": {"podPrefixes": ["10.244.0.0/16"]},
+    });
+    cluster.apply(&object(mesh)).await.expect("a Mesh");
+    let ready = joined(&cluster, "hook-ready", true).await;
+    joined(&cluster, "hook-away", false).await;
+    report(&ready, "Strict").await;
+    let status = warren(&["status"]).output().expect("warren");
+    let told = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(status.status.success(), "{told}{}", said(&status));
+    for line in [
+        "hook-ready  TrMvSoP4  192.0.2.1:51820",
+        "  Strict  ",
+        "  Node not Ready\n",
+    ] {
+        assert!(told.contains(line), "{line}: {told}");
+    }
+
+    let mut waiting = warren(&["remove", "--timeout", "60"])
+        .spawn()
+        .expect("warren");
+    let meshes: Api<Mesh> = Api::all(cluster.admin.clone());
+    eventually("the Mesh says so", || async {
+        let mesh = meshes.get("default").await.expect("it is there");
+        assert_eq!(mesh.spec.pod_prefixes, ["10.244.0.0/16"]);
+        mesh.spec.enforcement == Enforcement::Removed
+    })
+    .await;
+    assert!(waiting.try_wait().expect("a child").is_none(), "it waits");
+    report(&ready, "Removed").await;
+    let done = waiting.wait_with_output().expect("warren");
+    assert!(done.status.success(), "{}", said(&done));
+    let told = String::from_utf8_lossy(&done.stdout).into_owned();
+    assert!(
+        told.contains("hook-ready: interface, routes and rules are gone"),
+        "{told}"
+    );
+    assert!(
+        said(&done).contains("hook-away: its Node is not Ready"),
+        "{}",
+        said(&done)
+    );
+
+    report(&ready, "Strict").await;
+    let late = warren(&["remove", "--timeout", "1"])
+        .output()
+        .expect("warren");
+    assert_eq!(late.status.code(), Some(1));
+    assert!(
+        said(&late).contains("hook-ready; is warrend running"),
+        "{}",
+        said(&late)
+    );
+
+    let stranger = cluster.server.client(&token);
+    let records: Api<warren_k8s::MeshNode> = Api::all(stranger);
+    let change = Patch::Merge(json!({"spec": {"port": 1}}));
+    let refused = records
+        .patch("hook-ready", &PatchParams::default(), &change)
+        .await;
+    assert!(refused.is_err(), "it writes no record");
 }
 
 #[test]
@@ -315,6 +422,46 @@ fn values_that_cannot_work_are_refused_by_name() {
             "{set}: {sentence}"
         );
     }
+}
+
+/// A node with a daemon that has published its record.
+async fn joined(cluster: &Cluster, name: &str, is_ready: bool) -> Daemon {
+    cluster.node(name, &[]).await;
+    let nodes: Api<Node> = Api::all(cluster.admin.clone());
+    let condition = json!({"type": "Ready", "status": if is_ready { "True" } else { "Unknown" }});
+    let status = Patch::Strategic(json!({"status": {"conditions": [condition]}}));
+    let patched = nodes
+        .patch_status(name, &PatchParams::default(), &status)
+        .await;
+    patched.expect("a condition");
+    let daemon = cluster.daemon(name).await;
+    daemon.apply(&daemon.record()).await.expect("a record");
+    daemon
+}
+
+/// A daemon says what it enforces, and that it is well.
+async fn report(daemon: &Daemon, enforcement: &str) {
+    let status = json!({
+        "apiVersion": "mesh.warren.dev/v1alpha1",
+        "kind": "MeshNode",
+        "metadata": {"name": daemon.node},
+        "status": {
+            "enforcement": enforcement,
+            "conditions": [{
+                "type": "Ready",
+                "status": "True",
+                "reason": "AllReady",
+                "message": "",
+                "lastTransitionTime": "2026-11-21T12:00:00Z",
+            }],
+        },
+    });
+    let by = PatchParams::apply("warrend-status").force();
+    let records = daemon.records();
+    let patched = records
+        .patch_status(&daemon.node, &by, &Patch::Apply(status))
+        .await;
+    patched.expect("a status");
 }
 
 fn chart() -> PathBuf {
