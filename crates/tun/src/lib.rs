@@ -103,6 +103,12 @@ pub enum OpenError {
     /// There is no TUN in this kernel, or no device node.
     #[error("/dev/net/tun is missing; is the tun module loaded?")]
     Missing(#[source] io::Error),
+    /// The device node is there and may not be opened, which takes no capability.
+    #[error(
+        "/dev/net/tun may not be opened: its rights, the container's runtime (runc 1.2.0 to 1.2.3 do) or \
+         a security module denies it"
+    )]
+    Denied(#[source] io::Error),
     /// It takes `CAP_NET_ADMIN`.
     #[error("no permission to {action}; it takes root or CAP_NET_ADMIN")]
     Permission {
@@ -393,10 +399,7 @@ fn open_node() -> Result<OwnedFd, OpenError> {
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
     open("/dev/net/tun", flags, Mode::empty()).map_err(|error| match error {
         Errno::NOENT | Errno::NODEV | Errno::NXIO => OpenError::Missing(error.into()),
-        Errno::ACCESS | Errno::PERM => OpenError::Permission {
-            action: "open /dev/net/tun",
-            source: error.into(),
-        },
+        Errno::ACCESS | Errno::PERM => OpenError::Denied(error.into()),
         _ => OpenError::System {
             action: "open /dev/net/tun",
             source: error.into(),
