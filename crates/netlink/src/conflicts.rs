@@ -4,6 +4,7 @@
 //! tunnel, or cut the host off. Each conflict is named; what follows is the caller's choice.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::LazyLock;
 
 use ipnet::IpNet;
 use warren_config::{HostConfig, Steering, is_within};
@@ -207,8 +208,8 @@ pub fn conflicts(
 }
 
 /// Prefixes that no mesh may have, whole or in part.
-fn reserved(prefix: &IpNet) -> Option<Conflict> {
-    const RESERVED: [(&str, &str); 8] = [
+static RESERVED: LazyLock<[(IpNet, &str); 8]> = LazyLock::new(|| {
+    [
         ("0.0.0.0/8", "this network"),
         ("127.0.0.0/8", "the loopback"),
         (
@@ -220,15 +221,17 @@ fn reserved(prefix: &IpNet) -> Option<Conflict> {
         ("::/127", "the loopback"),
         ("fe80::/10", "link-local"),
         ("ff00::/8", "multicast"),
-    ];
-    RESERVED.into_iter().find_map(|(reserved, meaning)| {
-        let reserved: IpNet = reserved.parse().ok()?;
-        let overlaps = prefix.contains(&reserved) || reserved.contains(prefix);
-        overlaps.then_some(Conflict::Reserved {
-            prefix: *prefix,
-            reserved,
-            meaning,
-        })
+    ]
+    .map(|(net, meaning)| (net.parse().expect("a prefix"), meaning))
+});
+
+fn reserved(prefix: &IpNet) -> Option<Conflict> {
+    let overlaps = |reserved: &IpNet| prefix.contains(reserved) || reserved.contains(prefix);
+    let (reserved, meaning) = RESERVED.iter().find(|(reserved, _)| overlaps(reserved))?;
+    Some(Conflict::Reserved {
+        prefix: *prefix,
+        reserved: *reserved,
+        meaning,
     })
 }
 
