@@ -4,7 +4,7 @@
 //! others; which of them are strict already matters to nobody, since a strict node takes and sends
 //! through the tunnel only, and so does a staged one with whatever it has reached.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use warren_mesh::{Enforcement, Steering};
@@ -112,8 +112,9 @@ impl View {
         if own.returning && records().any(|record| record.progress.latched) {
             return Stage::Strict;
         }
-        let expected = records().count().saturating_sub(1);
-        let expected = u32::try_from(expected).unwrap_or(u32::MAX);
+        // Of two records with one key one is no peer.
+        let keys: BTreeSet<&str> = records().map(|record| record.public_key.as_str()).collect();
+        let expected = u32::try_from(keys.len().saturating_sub(1)).unwrap_or(u32::MAX);
         let mut nodes = BTreeMap::new();
         let mut talking = 0;
         for member in members.iter().filter(|member| member.ready) {
@@ -169,8 +170,9 @@ fn holdup(record: Option<&Record>, expected: u32) -> Option<Holdup> {
     let progress = &record.progress;
     match &progress.unreached {
         Some(unreached) if !unreached.is_empty() => Some(Holdup::Unreached(unreached.clone())),
-        // It counts others than there are: it has not heard of all of them.
-        Some(_) if progress.peers_expected == expected => None,
+        // It counts fewer than there are: it has not heard of all of them. It may count more: a node whose
+        // record went is still its peer.
+        Some(_) if progress.peers_expected >= expected => None,
         Some(_) => Some(Holdup::Behind {
             reported: progress.peers_expected,
             expected,
