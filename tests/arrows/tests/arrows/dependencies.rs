@@ -25,7 +25,12 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// What packages of a folder share: those that make namespaces, and the benches.
-const SHARED: &[(&str, &str)] = &[("tests/", "tests/lab"), ("benches/", "benches")];
+const SHARED: &[(&str, &str)] = &[
+    ("tests/", "tests/lab"),
+    ("tests/cluster", "tests/apiserver"),
+    ("tests/cluster", "tests/mesh"),
+    ("benches/", "benches"),
+];
 
 /// Async runtimes, and the only packages that may have one below them.
 const RUNTIMES: &[&str] = &["tokio", "async-std", "smol", "async-executor"];
