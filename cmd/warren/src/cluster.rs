@@ -58,8 +58,16 @@ async fn status(args: &args::ClusterStatus) -> anyhow::Result<ExitCode> {
 async fn remove(args: &args::ClusterRemove) -> anyhow::Result<ExitCode> {
     let client = client(&args.access).await?;
     if !client.enforce(Enforcement::Removed).await? {
-        output::note("There is no Mesh called default, so that there is nothing to remove.");
-        return Ok(ExitCode::SUCCESS);
+        let left = Left::of(&client.overview().await?);
+        if left.is_done() {
+            output::note("There is no Mesh called default, and no daemon has one in force.");
+            return Ok(ExitCode::SUCCESS);
+        }
+        bail!(
+            "there is no Mesh called default, but the last one is in force on {}; apply one with \
+             enforcement: Removed, and say this again",
+            left.waited_for.join(", ")
+        );
     }
     let end = Instant::now() + Duration::from_secs(args.timeout.into());
     let mut told = BTreeSet::new();

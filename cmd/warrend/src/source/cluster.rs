@@ -16,8 +16,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 use tokio::time::{Instant, sleep_until};
 use warren_k8s::{
-    Access, Client, Distrust, Entries, Event as Told, Feed, MeshSpec, Mode, Own, Proposal,
-    Publisher, Settings, Severity as Gravity, Stage, View, connect,
+    Access, Client, Distrust, Entries, Event as Told, Feed, MeshSpec, Mode, NodeFacts, Own,
+    Progress, Proposal, Publisher, Record, Settings, Severity as Gravity, Stage, View, connect,
 };
 use warren_mesh::{
     Candidate, Enforcement, NodeName, Place, Plan, Resolved, Roster, Secrets, Severity, Underlay,
@@ -167,6 +167,9 @@ impl ClusterSource {
     pub(crate) fn take(&mut self, event: &Event, around: &Around<'_>) -> bool {
         match event {
             Event::Changed => {
+                if !self.matters() {
+                    return false;
+                }
                 let now = Instant::now();
                 let Some(at) = self.not_before.filter(|at| *at > now) else {
                     // After a rest the first comes through at once.
@@ -206,6 +209,61 @@ impl ClusterSource {
         let aim = self.plan_by(&view, host);
         self.believed = Some(view);
         aim
+    }
+
+    /// Whether what has changed is anything that a plan depends on. What all count on, and write down now and
+    /// then, is not, but while it decides when the mesh turns strict.
+    fn matters(&mut self) -> bool {
+        let names = self.feed.changed_nodes();
+        let now = self.feed.view();
+        let is_staged =
+            (self.made.as_ref()).is_none_or(|made| matches!(made.stage, Stage::Staged(_)));
+        let (Some(view), None, false) = (&mut self.believed, &self.distrust, is_staged) else {
+            return true;
+        };
+        let is_same = view.mesh == now.mesh
+            && view.api_servers == now.api_servers
+            && view.cluster == now.cluster;
+        let (Some(nodes), Some(records)) = (&mut view.nodes, &mut view.records) else {
+            return true;
+        };
+        let (Some(nodes_now), Some(records_now)) = (&now.nodes, &now.records) else {
+            return true;
+        };
+        let uncounted = |record: &Record| Record {
+            progress: Progress::default(),
+            ..record.clone()
+        };
+        let counts_on = |name: &String| {
+            let record = match (records.get(name), records_now.get(name)) {
+                (Some(Ok(before)), Some(Ok(now))) => uncounted(before) == uncounted(now),
+                (before, now) => before == now,
+            };
+            let node = match (nodes.get(name), nodes_now.get(name)) {
+                (Some(before), Some(now)) => {
+                    let ready = before.ready;
+                    *before
+                        == NodeFacts {
+                            ready,
+                            ..now.clone()
+                        }
+                }
+                (before, now) => before.is_none() && now.is_none(),
+            };
+            record && node
+        };
+        if !is_same || names.is_empty() || !names.iter().all(counts_on) {
+            return true;
+        }
+        for name in names {
+            if let Some(node) = nodes_now.get(&name) {
+                nodes.insert(name.clone(), node.clone());
+            }
+            if let Some(record) = records_now.get(&name) {
+                records.insert(name, record.clone());
+            }
+        }
+        false
     }
 
     /// Takes in what the API says, if it may be believed.
