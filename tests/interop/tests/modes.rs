@@ -7,7 +7,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use warren_tests_interop::Pair;
+use warren_control::status::Status;
+use warren_tests_interop::{Pair, patiently};
 
 const WORKERS: [u32; 3] = [1, 2, 4];
 const MTUS: [u32; 3] = [1280, 1420, 8920];
@@ -133,6 +134,10 @@ fn all() -> Vec<Mode> {
 #[expect(clippy::disallowed_methods, reason = "says how long it took")]
 fn carries(mode: Mode, bytes: u64, within: Duration) {
     let pair = Pair::new(&mode.switches(), mode.mtu);
+    patiently("both have seen that their interface is up", || {
+        let open = |status: &Status| status.features.contains_key("udp_segmentation");
+        pair.status().iter().all(open)
+    });
     for status in pair.status() {
         assert_eq!(status.node.workers, mode.workers, "{mode:?}");
         assert_eq!(status.node.mtu, mode.mtu, "{mode:?}");
