@@ -41,12 +41,12 @@ async fn status(args: &args::ClusterStatus) -> anyhow::Result<ExitCode> {
         text.push('\n');
         output::raw(text.as_bytes())?;
     } else {
-        output::raw(in_words(&overview).as_bytes())?;
+        output::raw(without_escapes(&in_words(&overview)).as_bytes())?;
         if !wrong.is_empty() {
             output::line("")?;
         }
         for sentence in &wrong {
-            output::line(sentence)?;
+            output::line(without_escapes(sentence))?;
         }
     }
     Ok(match wrong.is_empty() {
@@ -97,6 +97,12 @@ async fn remove(args: &args::ClusterRemove) -> anyhow::Result<ExitCode> {
         }
         time::sleep(LOOK_AGAIN).await;
     }
+}
+
+/// What records say is written by nodes, and a terminal obeys what it is told.
+fn without_escapes(text: &str) -> String {
+    let is_harmful = |letter: char| letter.is_control() && letter != '\n';
+    text.replace(is_harmful, "\u{fffd}")
 }
 
 /// Who has not said yet that everything is taken away.

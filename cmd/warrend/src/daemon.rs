@@ -341,6 +341,14 @@ impl Daemon {
 
     /// Nothing can be said yet of what this host should be. What is in force stays so.
     fn wait(&mut self, sentence: String) {
+        // What somebody tears down meanwhile is put back.
+        let repaired = match self.made.clone() {
+            Some(made) => self.host.converge(&made).map(|_| ()),
+            None => warren_netlink::load_fence(self.state.path()).map(|_| ()),
+        };
+        if let Err(error) = repaired {
+            tracing::debug!(%error, "the fence is not repaired");
+        }
         if !self.failures.contains(&sentence) {
             tracing::warn!("{sentence}");
         }

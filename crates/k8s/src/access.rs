@@ -5,6 +5,7 @@
 //! been silent.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -67,14 +68,22 @@ pub enum AccessError {
 
 /// Reads the credentials. It does not ask the API server for anything, which may be away for long.
 pub async fn connect(access: &Access) -> Result<Client, AccessError> {
-    let made = make(access).await?;
+    let (made, server) = make(access).await?;
     Ok(Client(Arc::new(Inner {
         access: access.clone(),
+        server,
         made: Mutex::new(Made {
             client: made,
             generation: 0,
         }),
     })))
+}
+
+impl Client {
+    /// The address that the credentials name, if it is one: what lies behind it may have others.
+    pub fn server(&self) -> Option<IpAddr> {
+        self.0.server
+    }
 }
 
 /// A way to the API server. Clones share their connections.
@@ -83,6 +92,7 @@ pub struct Client(Arc<Inner>);
 
 struct Inner {
     access: Access,
+    server: Option<IpAddr>,
     made: Mutex<Made>,
 }
 
@@ -256,7 +266,7 @@ impl Client {
         if current.generation != generation {
             return Some(current.client);
         }
-        let client = make(&self.0.access).await.ok()?;
+        let (client, _) = make(&self.0.access).await.ok()?;
         let mut made = self.0.made.lock().unwrap_or_else(PoisonError::into_inner);
         made.client = client;
         made.generation += 1;
@@ -308,7 +318,7 @@ impl Lines {
 }
 
 /// Reads the credentials and makes a client of them.
-async fn make(access: &Access) -> Result<kube::Client, AccessError> {
+async fn make(access: &Access) -> Result<(kube::Client, Option<IpAddr>), AccessError> {
     let config = match access {
         Access::InCluster => {
             kube::Config::incluster().map_err(|error| AccessError::InCluster(error.into()))?
@@ -324,7 +334,10 @@ async fn make(access: &Access) -> Result<kube::Client, AccessError> {
             config.map_err(unusable)?
         }
     };
-    stack(&config).map_err(|error| AccessError::Credentials(error.into()))
+    let host = config.cluster_url.host().unwrap_or_default();
+    let server = host.trim_matches(['[', ']']).parse().ok();
+    let client = stack(&config).map_err(|error| AccessError::Credentials(error.into()))?;
+    Ok((client, server))
 }
 
 /// What `kube` would make of a configuration, less its retries, whose waiting would go unseen, and

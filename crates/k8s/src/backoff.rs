@@ -10,6 +10,9 @@ const FIRST: Duration = Duration::from_millis(250);
 /// Between repetitions at most.
 const LAST: Duration = Duration::from_secs(30);
 
+/// A server, or a proxy before it, that asks for more is asked again all the same.
+const ASKED_MAX: Duration = Duration::from_secs(300);
+
 /// Waits that double from one failure to the next.
 #[derive(Debug, Default)]
 pub(crate) struct Backoff {
@@ -22,12 +25,12 @@ impl Backoff {
         self.failures = 0;
     }
 
-    /// How long to wait after one more failure: at least as long as the server asked for.
+    /// How long to wait after one more failure: at least as long as the server asked for, within bounds.
     pub(crate) fn next(&mut self, asked: Option<Duration>) -> Duration {
         let wait = LAST.min(FIRST * 2_u32.saturating_pow(self.failures.min(16)));
         self.failures = self.failures.saturating_add(1);
         // Whoever was refused together comes back one by one.
-        asked.unwrap_or_default() + jittered(wait)
+        asked.unwrap_or_default().min(ASKED_MAX) + jittered(wait)
     }
 
     /// Waits that long.

@@ -91,17 +91,26 @@ pub enum RecordError {
     Port,
 }
 
+/// Prefixes of a `Node` that are looked at; there is one of each family.
+const POD_CIDRS_MAX: usize = 8;
+/// Addresses of each kind that are looked at.
+const ADDRESSES_MAX: usize = 8;
+
 impl NodeFacts {
     /// Reads a `Node`.
     pub fn of(node: &NodeObject) -> Self {
         let mut unreadable = Vec::new();
+        // A kubelet writes them, and a list without an end must cost nobody else anything.
         // Servers fill the list from the single value; objects of tests and of old clouds may not.
         let pod_cidrs = match node.spec.pod_cidrs.as_slice() {
             [] => node.spec.pod_cidr.as_slice(),
             several => several,
         };
         let pod_cidrs = read(
-            pod_cidrs.iter().filter(|text| !text.is_empty()),
+            pod_cidrs
+                .iter()
+                .filter(|text| !text.is_empty())
+                .take(POD_CIDRS_MAX),
             &mut unreadable,
         );
 
@@ -109,6 +118,7 @@ impl NodeFacts {
         let mut addresses: Vec<IpAddr> = Vec::new();
         for kind in ["InternalIP", "ExternalIP"] {
             let of_kind = listed.iter().filter(|address| address.kind == kind);
+            let of_kind = of_kind.take(ADDRESSES_MAX);
             for address in read(of_kind.map(|address| &address.address), &mut unreadable) {
                 // Some clouds list one address under both kinds.
                 if !addresses.contains(&address) {

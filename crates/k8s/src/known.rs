@@ -43,6 +43,11 @@ impl Known {
                     .prefixes
                     .iter()
                     .all(|prefix| known.prefixes.contains(prefix))
+                // What is claimed where the CNI's own tunnel is what goes into ours.
+                && node
+                    .addresses
+                    .iter()
+                    .all(|address| known.addresses.contains(address))
         });
         let age = u64::try_from(created).unwrap_or(0);
         if settled { age } else { age | NEWCOMER }

@@ -22,7 +22,10 @@ pub enum Distrust {
     #[error("the first list of {0} has not arrived yet")]
     Partial(&'static str),
     /// It is of another cluster, or of one that was made anew.
-    #[error("the namespace kube-system has the uid {found}, and {expected} is this node's cluster")]
+    #[error(
+        "the namespace kube-system has the uid {found}, and {expected} is this node's cluster; if the cluster \
+         was made anew, remove cluster.json and latch.json from the state directory and start the daemon again"
+    )]
     Cluster {
         /// What the API says.
         found: String,

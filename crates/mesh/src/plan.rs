@@ -356,7 +356,12 @@ fn host(
     let local = sound.claims(this, node);
     let is_own = |net: &IpNet| local.iter().any(|own| own.contains(net));
     let fenced = match (enforcement, &mesh.steering) {
-        (Enforcement::Strict, Steering::Prefixes) => mesh.prefixes.iter().copied().collect(),
+        // What was once reached stays closed, also where the mesh's prefixes do not name it.
+        (Enforcement::Strict, Steering::Prefixes) => (mesh.prefixes.iter().copied())
+            .chain(steered.iter().copied().filter(|net| {
+                !is_own(net) && !mesh.prefixes.iter().any(|prefix| prefix.contains(net))
+            }))
+            .collect(),
         (Enforcement::Strict, Steering::Overlay { .. }) => EVERYWHERE.into(),
         (Enforcement::Staged, _) => (steered.iter().copied())
             .filter(|net| !is_own(net))

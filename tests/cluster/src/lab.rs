@@ -150,12 +150,13 @@ impl Lab {
 
     /// The same, where it may be refused.
     pub fn try_mesh(&self, spec: Value) -> kube::Result<()> {
-        let mesh = object(json!({
+        let mut mesh = json!({
             "apiVersion": "mesh.warren.dev/v1alpha1",
             "kind": "Mesh",
             "metadata": {"name": "default"},
-            "spec": spec,
-        }));
+        });
+        mesh["spec"] = spec;
+        let mesh = object(mesh);
         self.wait(self.cluster.apply(&mesh)).map(|_| ())
     }
 

@@ -46,6 +46,8 @@ pub(crate) struct ClusterSource {
     node: NodeName,
     feed: Feed,
     publisher: Publisher,
+    /// Where the API server is, by the credentials.
+    server: Option<IpAddr>,
     memory: Memory,
     /// What the API says, as it was last believed.
     believed: Option<View>,
@@ -60,6 +62,8 @@ pub(crate) struct ClusterSource {
     /// The Node was Ready when the API told of it last.
     was_ready: bool,
     roster: Roster,
+    /// Those with whom there was traffic before this start have been called.
+    has_called: bool,
     ready: BTreeSet<NodeName>,
     /// What these take.
     reached: BTreeSet<IpNet>,
@@ -127,6 +131,7 @@ impl ClusterSource {
             node,
             feed,
             publisher,
+            server: client.server(),
             memory,
             believed,
             distrust: None,
@@ -135,6 +140,7 @@ impl ClusterSource {
             is_live: false,
             was_ready: false,
             roster: Roster::new(rand_seed()?),
+            has_called: false,
             ready: BTreeSet::new(),
             reached: BTreeSet::new(),
             is_stale: false,
@@ -289,7 +295,12 @@ impl ClusterSource {
             Ok(()) => {
                 self.follow_keys(&view);
                 self.is_live = true;
-                self.believed = Some(View::clone(&view));
+                let mut believed = View::clone(&view);
+                if believed.api_servers.is_none() {
+                    // They arrive by another list, which may be refused.
+                    believed.api_servers = self.believed.take().and_then(|view| view.api_servers);
+                }
+                self.believed = Some(believed);
                 if self.distrust.take().is_some() {
                     tracing::info!("what the API says is believed again");
                 }
@@ -350,7 +361,7 @@ impl ClusterSource {
                     self.publisher.event(Told {
                         severity: Gravity::Warning,
                         reason: "KeyChanged".to_owned(),
-                        message: format!("node {name} has another key, {key}, under the same uid"),
+                        message: format!("node {name} has another key under the same uid"),
                     });
                 }
             }
@@ -452,7 +463,10 @@ impl ClusterSource {
             addresses: surroundings.addresses.keys().copied().collect(),
             gateways: surroundings.gateways.clone(),
             resolvers: surroundings.resolvers.clone(),
-            api_servers: view.api_servers.clone().unwrap_or_default(),
+            // The address that this daemon uses may be that of a Service.
+            api_servers: (view.api_servers.iter().flatten().copied())
+                .chain(self.server)
+                .collect(),
         };
         if spec.mtu.is_none() {
             entries.directory.mesh.mtu = mtu(view, &self.node, &surroundings);
@@ -471,7 +485,9 @@ impl ClusterSource {
             .filter(|problem| problem.subject.place == Place::Mesh)
             .map(ToString::to_string)
             .collect();
-        if !errors.is_empty() {
+        // What is in force stays so whatever the host comes to look like: nobody opens it by an address.
+        let is_in_force = self.made.is_some() && self.memory.mesh() == Some(spec);
+        if !errors.is_empty() && !is_in_force {
             return Err(errors);
         }
         let made = Made {
@@ -528,6 +544,7 @@ impl ClusterSource {
     pub(crate) fn realised(&mut self, plan: &Plan, around: &Around<'_>) {
         let pause = (self.began.elapsed() * REST).min(PAUSE_MAX);
         self.not_before = Some(Instant::now() + pause);
+        let is_first = !std::mem::replace(&mut self.has_called, true);
         let epoch = |name: &NodeName| {
             let records = self.believed.as_ref()?.records.as_ref()?;
             Some(records.get(name.as_str())?.as_ref().ok()?.epoch)
@@ -537,7 +554,7 @@ impl ClusterSource {
                 name: name.clone(),
                 public_key: peer.public_key?,
                 epoch: epoch(name),
-                first: self.memory.spoke_with(name),
+                first: is_first && self.memory.spoke_with(name),
             })
         });
         let candidates: Vec<_> = candidates.collect();

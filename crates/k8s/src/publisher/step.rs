@@ -244,10 +244,15 @@ fn ordered(status: &MeshNodeStatus) -> MeshNodeStatus {
     status
 }
 
-/// Whether nothing differs but numbers, names and sentences.
+/// Reasons of the condition `Ready` that say something of the peers alone.
+const OF_PEERS: [&str; 2] = ["PeersReady", "PeersUnready"];
+
+/// Whether nothing differs but numbers, names and sentences, and whether all peers are ready: a node that
+/// dies changes that at all others.
 fn counts_on(before: &MeshNodeStatus, after: &MeshNodeStatus) -> bool {
     let told = |status: &MeshNodeStatus| {
         let conditions = ordered(status).conditions.into_iter();
+        let conditions = conditions.filter(|condition| !OF_PEERS.contains(&&*condition.reason));
         let conditions: Vec<_> = conditions
             .map(|condition| (condition.type_, condition.status, condition.reason))
             .collect();

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use warren_config::{DeviceStatus, PrivateKey, WallTime};
 use warren_k8s::{Entries, Epoch, Identity, Known, MeshSpec, Snapshot, View};
@@ -15,6 +16,9 @@ use super::super::wall_time;
 
 /// All of it but the key, as one file.
 const SNAPSHOT: &str = "cluster.json";
+/// What was reached through the tunnel, and whether the cluster has turned strict: small, and written
+/// before the host is changed by it.
+const LATCH: &str = "latch.json";
 /// On which machine the key was made: a copy of this disk in another must not have the same.
 const MACHINE: &str = "machine-id";
 /// What systemd and container hosts tell machines apart by (machine-id(5)).
@@ -34,11 +38,21 @@ pub(super) struct Memory {
     is_published: bool,
     /// `None` until the API has said which Node this is.
     kept: Option<Snapshot>,
+    latch: Latch,
+    /// With whom there was traffic before this start.
+    spoke_with: BTreeSet<NodeName>,
     /// What is kept differs from the disk.
     dirty: bool,
     written: Option<Instant>,
     /// Why what is kept could not be written, while it could not.
     unwritten: Option<String>,
+}
+
+/// What is closed for ever.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Latch {
+    prefixes: BTreeSet<IpNet>,
+    strict: bool,
 }
 
 impl Memory {
@@ -61,7 +75,7 @@ impl Memory {
         {
             // Before the key, so that a crash between the two makes one more key and no shared one.
             if is_copy {
-                state.remove(SNAPSHOT)?;
+                forget(&state)?;
                 replace_key(&state)?;
             }
             state.write(MACHINE, machine)?;
@@ -71,9 +85,12 @@ impl Memory {
                 Ok(kept) if kept.identity.node == node => Some(kept),
                 Ok(kept) => {
                     tracing::warn!(
-                        "what is kept is of node {}, and this is {node}; it starts without",
+                        "what is kept is of node {}, and this is {node}: it gets a key of its own, and starts \
+                         anew",
                         kept.identity.node
                     );
+                    forget(&state)?;
+                    replace_key(&state)?;
                     None
                 }
                 Err(error) => {
@@ -82,6 +99,13 @@ impl Memory {
                 }
             },
             None => None,
+        };
+        let latch = match state.read(LATCH)? {
+            None => Latch::default(),
+            Some(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+                tracing::warn!("{LATCH} is damaged ({error}); what it closed is learnt anew");
+                Latch::default()
+            }),
         };
         let key = match state.private_key() {
             Ok(key) => key,
@@ -93,7 +117,10 @@ impl Memory {
         if let Some(kept) = &mut kept {
             kept.epoch = epoch;
         }
+        let spoke_with = kept.iter().flat_map(|kept| kept.spoke_with.clone());
         let mut memory = Self {
+            latch,
+            spoke_with: spoke_with.collect(),
             node,
             state,
             key,
@@ -134,16 +161,16 @@ impl Memory {
     }
 
     pub(super) fn latched(&self) -> &BTreeSet<IpNet> {
-        const NOTHING: &BTreeSet<IpNet> = &BTreeSet::new();
-        self.kept.as_ref().map_or(NOTHING, |kept| &kept.latched)
+        &self.latch.prefixes
     }
 
     pub(super) fn is_strict(&self) -> bool {
-        self.kept.as_ref().is_some_and(|kept| kept.strict)
+        self.latch.strict
     }
 
+    /// Whether there was traffic with a node before this start.
     pub(super) fn spoke_with(&self, node: &NodeName) -> bool {
-        (self.kept.as_ref()).is_some_and(|kept| kept.spoke_with.contains(node))
+        self.spoke_with.contains(node)
     }
 
     /// The API says that this node is the Node of this `uid` in this `cluster`. Whether it is another
@@ -215,33 +242,35 @@ impl Memory {
     /// These prefixes were reached: they are closed from now on, on the disk before anywhere else.
     /// Whether any is new.
     pub(super) fn latch(&mut self, reached: &BTreeSet<IpNet>) -> bool {
-        let Some(kept) = &mut self.kept else {
-            return false;
-        };
-        let is_new = !reached.is_subset(&kept.latched);
+        let is_new = !reached.is_subset(&self.latch.prefixes);
         if is_new {
-            kept.latched.extend(reached);
-            self.write();
+            self.latch.prefixes.extend(reached);
+            self.write_latch();
         }
         is_new
     }
 
     /// The cluster has turned strict, as this node sees it.
     pub(super) fn turn_strict(&mut self) {
-        if let Some(kept) = &mut self.kept {
-            kept.strict = true;
-            self.write();
-        }
+        self.latch.strict = true;
+        self.write_latch();
     }
 
     /// The operator opens what was closed.
     pub(super) fn forget_latch(&mut self) {
-        if let Some(kept) = &mut self.kept
-            && (kept.strict || !kept.latched.is_empty())
-        {
-            kept.strict = false;
-            kept.latched.clear();
-            self.write();
+        if self.latch != Latch::default() {
+            self.latch = Latch::default();
+            self.write_latch();
+        }
+    }
+
+    fn write_latch(&mut self) {
+        let bytes = serde_json::to_vec(&self.latch).expect("prefixes are texts");
+        if let Err(error) = self.state.write(LATCH, &bytes) {
+            let why =
+                format!("{error}; after a restart what was reached may travel in the clear again");
+            tracing::error!("{why}");
+            self.unwritten = Some(why);
         }
     }
 
@@ -312,6 +341,12 @@ impl Memory {
             }
         }
     }
+}
+
+/// What is kept of another node, or another machine, is not this one's.
+fn forget(state: &StateDir) -> Result<(), StateError> {
+    state.remove(SNAPSHOT)?;
+    state.remove(LATCH)
 }
 
 /// A key of this node's own, in the place of whatever was there.
