@@ -71,6 +71,10 @@ Exit codes:
     Verify(Verify),
 
     /// Look at the mesh of a whole Kubernetes cluster, or end it.
+    #[command(after_help = "\
+Examples:
+  warren cluster status
+  warren cluster remove --timeout 120")]
     Cluster(Cluster),
 
     /// Make this node's key, and print the block that describes it in the mesh file.

@@ -28,6 +28,8 @@ pub const PODS: [&str; 2] = ["10.244.0.0/16", "fd00:10:244::/48"];
 const NODES: u8 = 60;
 /// How long anything may take that a daemon does at once.
 const AT_ONCE: Duration = Duration::from_secs(15);
+/// How long a daemon may wait, at most, before it asks a server again that was away.
+pub const ASKED_AGAIN: Duration = Duration::from_secs(60);
 
 /// The cluster of the drawing, gone when it is dropped.
 pub struct Lab {
@@ -414,6 +416,11 @@ impl Node {
     /// What its daemons have logged.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Its daemon may take so long from now on.
+    pub fn be_patient(&mut self, patience: Duration) {
+        self.patience = patience;
     }
 
     /// From now on the API server is away for this node.

@@ -46,6 +46,9 @@ const SHORT: Duration = Duration::from_secs(1);
 /// all nodes at once, and their lists may follow.
 const SPREAD: Duration = Duration::from_secs(2);
 
+/// A version that is too old leads to a list at once, and to the next one no sooner than after this.
+const EXPIRED_AGAIN: Duration = Duration::from_secs(30);
+
 /// The annotation of the bookmark at the end of a list that is streamed.
 const LIST_END: &str = "k8s.io/initial-events-end";
 
@@ -62,6 +65,7 @@ pub(super) async fn follow<K: Kind>(_: K, client: Client, shared: Arc<Shared>) {
         _kind: PhantomData,
     };
     let mut backoff = Backoff::default();
+    let mut last_expired = None;
     loop {
         let ended = follower.session().await;
         // Lists count for nothing here: one that is cut off again and again is not asked for at once.
@@ -77,11 +81,16 @@ pub(super) async fn follow<K: Kind>(_: K, client: Client, shared: Arc<Shared>) {
             continue;
         };
         follower.shared.failed(K::NAME, &failure);
+        let mut expired = false;
         if failure.code() == Some(410) {
             // The version is too old, or a list took longer than its pages are kept for.
             follower.paged = follower.resume.take().is_some();
+            // The server is there again, and only a list is missing; but not over and over.
+            let again = last_expired.is_some_and(|at: Instant| at.elapsed() < EXPIRED_AGAIN);
+            expired = follower.paged && !again;
+            last_expired = Some(Instant::now());
         }
-        if lasted && failure.retry_after().is_none() {
+        if (lasted || expired) && failure.retry_after().is_none() {
             time::sleep(spread(SPREAD)).await;
         } else {
             backoff.wait(failure.retry_after()).await;

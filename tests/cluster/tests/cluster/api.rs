@@ -6,7 +6,7 @@ use kube::api::{DeleteParams, ListParams};
 use kube::{Api, ResourceExt as _};
 use serde_json::json;
 use warren_k8s::MeshNode;
-use warren_tests_cluster::{Flow, Lab, PODS, patiently};
+use warren_tests_cluster::{ASKED_AGAIN, Flow, Lab, PODS, patiently};
 
 #[test]
 fn an_api_server_that_is_away_changes_nothing_and_is_followed_when_it_is_back() {
@@ -34,6 +34,9 @@ fn an_api_server_that_is_away_changes_nothing_and_is_followed_when_it_is_back() 
     let mut newcomer = lab.join(3);
     newcomer.start();
     nodes.push(newcomer);
+    for node in &mut nodes {
+        node.be_patient(ASKED_AGAIN);
+    }
     lab.settle(&nodes);
     flow.go_on();
     flow.stop();
