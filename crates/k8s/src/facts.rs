@@ -1,4 +1,4 @@
-//! What the mesh needs of a `Node` and of a [`MeshNode`], read once at the door.
+//! What the mesh needs of a `Node` and of a [`MeshNode`](crate::MeshNode), read once at the door.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -31,7 +31,7 @@ pub struct NodeFacts {
     pub ready: bool,
 }
 
-/// What the mesh needs of a [`MeshNode`].
+/// What the mesh needs of a [`MeshNode`](crate::MeshNode).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Record {
@@ -71,7 +71,7 @@ pub struct Progress {
     pub latched: bool,
 }
 
-/// Why a [`MeshNode`] is no record.
+/// Why a [`MeshNode`](crate::MeshNode) is no record.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
     /// It is of a version that this program does not know, or of none.
@@ -142,7 +142,7 @@ impl NodeFacts {
 }
 
 impl Record {
-    /// Reads a [`MeshNode`].
+    /// Reads a [`MeshNode`](crate::MeshNode).
     ///
     /// Schema and admission policy refuse what is refused here; a cluster whose definition is older
     /// than this program, or which lost its policy, must do no harm either.

@@ -1,7 +1,7 @@
 //! This node's own record, kept as it should be, and what people are told by events.
 //!
 //! Level-triggered: what is wanted is compared with what is there, whoever changed it, and only a
-//! difference is written ([`step`]). One task writes the record, another the events.
+//! difference is written ([`step()`]). One task writes the record, another the events.
 
 mod events;
 mod step;
