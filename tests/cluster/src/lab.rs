@@ -404,6 +404,15 @@ impl Node {
         outcome.unwrap_or_else(|_| panic!("{what}: {last:#?}\n{}", self.log()))
     }
 
+    /// Waits until it has reached something, and closed it.
+    #[track_caller]
+    pub fn until_latched(&self) {
+        self.until("it has latched", |status| {
+            let cluster = status.cluster.as_ref();
+            cluster.is_some_and(|cluster| cluster.latched_prefixes > 0)
+        });
+    }
+
     /// What its host looks like, for whoever wonders why something does not arrive.
     pub fn describe(&self) -> String {
         let host = self.host.attempt(

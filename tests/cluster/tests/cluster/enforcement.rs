@@ -219,10 +219,7 @@ fn a_refused_mesh_opens_nothing_of_what_a_staged_one_has_closed() {
     }
     lab.settle(&nodes);
     for node in &nodes {
-        node.until("it has latched", |status| {
-            let cluster = status.cluster.as_ref();
-            cluster.is_some_and(|cluster| cluster.latched_prefixes > 0)
-        });
+        node.until_latched();
     }
     lab.listen();
     nodes[0].talk_to(&nodes[1]);

@@ -67,10 +67,7 @@ fn a_mesh_that_changes_from_overlay_to_route_cuts_no_node_off() {
     }
     lab.settle(&nodes);
     for node in &nodes {
-        node.until("it has latched", |status| {
-            let cluster = status.cluster.as_ref();
-            cluster.is_some_and(|cluster| cluster.latched_prefixes > 0)
-        });
+        node.until_latched();
     }
     lab.mesh(json!({"mode": "Route", "podPrefixes": warren_tests_cluster::PODS}));
     for node in &nodes {
