@@ -292,7 +292,7 @@ async fn the_hook_waits_until_every_daemon_has_removed_what_it_made() {
     let nothing = warren(&["remove"]).output().expect("warren");
     assert!(nothing.status.success(), "{}", said(&nothing));
     assert!(
-        said(&nothing).contains("nothing to remove"),
+        said(&nothing).contains("no daemon has one in force"),
         "{}",
         said(&nothing)
     );
