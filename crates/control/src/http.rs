@@ -6,8 +6,8 @@
 //!   not answer nor an API server that is away makes a node unready: all nodes would be at once.
 //!
 //! A connection carries one request. No body is read, nothing can be set, nothing told is secret. The
-//! bounds are those of [`Server`]: whoever connects too often or speaks too slowly makes room for the
-//! next, so that a probe is answered also while somebody holds connections open.
+//! bounds are those of [`Server`]: whoever speaks too slowly makes room for the next, and other hosts have
+//! half of the places, so that the kubelet's probes are answered whatever comes from there.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -15,10 +15,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::Socket;
-
 use crate::metrics;
-use crate::server::{Connection, Door, Handler, Watch};
+use crate::server::{Connection, Door, Handler, Visitor, Watch};
 use crate::status::Source;
 use crate::{Limits, Server};
 
@@ -76,10 +74,15 @@ pub fn serve_at(
 struct Port(TcpListener);
 
 impl Door for Port {
-    fn accept(&self) -> io::Result<Socket> {
-        let (stream, _) = self.0.accept()?;
+    fn accept(&self) -> io::Result<Visitor> {
+        let (stream, from) = self.0.accept()?;
         stream.set_nonblocking(false)?;
-        Ok(OwnedFd::from(stream).into())
+        // To an address of its own a host speaks from that address.
+        let is_own = stream.local_addr()?.ip() == from.ip();
+        Ok(Visitor {
+            stream: OwnedFd::from(stream).into(),
+            from: (!is_own).then_some(from.ip()),
+        })
     }
 
     fn is_reachable(&self) -> bool {

@@ -13,9 +13,8 @@ use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
 };
-use socket2::Socket;
 
-use crate::server::Door;
+use crate::server::{Door, Visitor};
 
 /// How many clients may wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -116,10 +115,13 @@ impl Listener {
 }
 
 impl Door for Listener {
-    fn accept(&self) -> io::Result<Socket> {
+    fn accept(&self) -> io::Result<Visitor> {
         let (stream, _) = self.socket.accept()?;
         stream.set_nonblocking(false)?;
-        Ok(OwnedFd::from(stream).into())
+        Ok(Visitor {
+            stream: OwnedFd::from(stream).into(),
+            from: None,
+        })
     }
 
     fn is_reachable(&self) -> bool {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
-use std::net::Shutdown;
+use std::net::{IpAddr, Ipv6Addr, Shutdown};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -18,7 +18,8 @@ use crate::Listener;
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Conversations at a time. One more makes the client go that has been silent for longest; while
-    /// all are busy it waits.
+    /// all are busy or new it waits. Other hosts have half of these together, and each a quarter:
+    /// whoever comes from there beyond that is sent away.
     pub connections: usize,
     /// How long a message may take from its first byte to its last, and its answer likewise.
     pub message: Duration,
@@ -58,10 +59,18 @@ pub struct Stopper(Arc<Shared>);
 /// Where clients come in.
 pub(crate) trait Door: AsFd + Send + 'static {
     /// Takes the client that waits, if one does; its socket blocks.
-    fn accept(&self) -> io::Result<Socket>;
+    fn accept(&self) -> io::Result<Visitor>;
 
     /// Whether clients can still find it.
     fn is_reachable(&self) -> bool;
+}
+
+/// Somebody who has come in.
+#[derive(Debug)]
+pub(crate) struct Visitor {
+    pub(crate) stream: Socket,
+    /// From which other host; `None` from this one.
+    pub(crate) from: Option<IpAddr>,
 }
 
 /// One side of the conversations of a server.
@@ -257,6 +266,16 @@ const PAUSE: Timespec = Timespec {
     tv_nsec: 0,
 };
 
+/// Nobody makes room for others sooner than this after coming in: a probe has asked, and is answered,
+/// within it.
+const GRACE: Duration = Duration::from_millis(100);
+
+/// How long to wait until somebody may have become old enough to make room.
+const GRACE_PAUSE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 20_000_000,
+};
+
 impl Acceptor {
     fn run(self) -> End {
         let end = self.accept_until_the_end();
@@ -268,6 +287,8 @@ impl Acceptor {
     fn accept_until_the_end(&self) -> End {
         // While no client can be taken, the listener is left alone until something changes.
         let mut accepting = true;
+        // Who is there already waits for a place before anybody else.
+        let mut first: Option<Visitor> = None;
         loop {
             if self.shared.lock().stopping {
                 return End::Stopped;
@@ -281,7 +302,10 @@ impl Acceptor {
             if accepting {
                 events.push(PollFd::new(&self.door, PollFlags::IN));
             }
-            let timeout = (!accepting || self.watch.is_blind()).then_some(&PAUSE);
+            let timeout = match &first {
+                Some(_) => Some(&GRACE_PAUSE),
+                None => (!accepting || self.watch.is_blind()).then_some(&PAUSE),
+            };
             match poll(&mut events, timeout) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return End::Failed(errno.into()),
@@ -292,19 +316,32 @@ impl Acceptor {
                     .is_some_and(|event| !event.revents().is_empty());
             drain(&self.shared.wake);
             self.watch.notifications().into_iter().for_each(drain);
-            accepting = !waiting || self.accept();
+            accepting = !(waiting || first.is_some()) || self.accept(&mut first);
         }
     }
 
-    /// Takes the client that waits. Returns whether the next one can be taken at once.
-    fn accept(&self) -> bool {
-        if !self.shared.make_room(self.limits.connections) {
-            return false;
-        }
-        let accepted = self.door.accept().and_then(|stream| self.begin(stream));
+    /// Takes the client that waits, the one who is there already before others. Returns whether the next
+    /// one can be taken at once.
+    fn accept(&self, first: &mut Option<Visitor>) -> bool {
+        let visitor = first.take().map_or_else(|| self.door.accept(), Ok);
+        let accepted = visitor.and_then(|visitor| {
+            let connections = self.limits.connections;
+            match self.shared.make_room(connections, visitor.from, now()) {
+                Room::Free => self.begin(visitor),
+                Room::Later => {
+                    *first = Some(visitor);
+                    Ok(())
+                }
+                // Waiting for a place it would be in the way of this host's own.
+                Room::None => {
+                    end(&visitor.stream);
+                    Ok(())
+                }
+            }
+        });
         match accepted.map_err(|error| (error.kind(), error)) {
-            Ok(())
-            | Err((
+            Ok(()) => first.is_none(),
+            Err((
                 io::ErrorKind::WouldBlock
                 | io::ErrorKind::Interrupted
                 | io::ErrorKind::ConnectionAborted,
@@ -317,9 +354,10 @@ impl Acceptor {
         }
     }
 
-    fn begin(&self, stream: Socket) -> io::Result<()> {
+    fn begin(&self, visitor: Visitor) -> io::Result<()> {
+        let Visitor { stream, from } = visitor;
         let mut connection = Connection {
-            id: self.shared.admit(stream.try_clone()?),
+            id: self.shared.admit(stream.try_clone()?, from, now()),
             stream,
             shared: self.shared.clone(),
             limits: self.limits,
@@ -364,8 +402,23 @@ impl State {
 #[derive(Debug)]
 struct Client {
     stream: Socket,
+    /// The part of other hosts that it is from; `None` for this one.
+    from: Option<IpAddr>,
+    /// When it came in.
+    since: Instant,
     /// When it fell silent, as a number that grows; `None` while a message or its answer is under way.
     idle_since: Option<u64>,
+}
+
+/// Whether there is room for another client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Room {
+    /// There is.
+    Free,
+    /// Soon.
+    Later,
+    /// Its host has all that it may have.
+    None,
 }
 
 impl Shared {
@@ -403,19 +456,40 @@ impl Shared {
 
     /// Whether there is room for another client. When there is none, the one that has been silent
     /// for longest is sent away, and its end wakes the accepting thread.
-    fn make_room(&self, bound: usize) -> bool {
+    fn make_room(&self, bound: usize, from: Option<IpAddr>, now: Instant) -> Room {
         let state = self.lock();
-        if state.clients.len() < bound {
-            return true;
+        let clients = state.clients.values();
+        let send_away = |concerned: &dyn Fn(&Client) -> bool| {
+            let idle = clients.clone().filter(|it| {
+                it.idle_since.is_some() && now.duration_since(it.since) >= GRACE && concerned(it)
+            });
+            if let Some(oldest) = idle.min_by_key(|it| it.idle_since) {
+                end(&oldest.stream);
+            }
+        };
+        if let Some(from) = from.map(part) {
+            let same = |it: &Client| it.from == Some(from);
+            let other = |it: &Client| it.from.is_some();
+            let of_same = clients.clone().filter(|it| same(it)).count();
+            let of_others = clients.clone().filter(|it| other(it)).count();
+            if of_same >= (bound / 4).max(1) {
+                send_away(&same);
+                return Room::None;
+            }
+            if of_others >= (bound / 2).max(1) || clients.len() >= bound {
+                send_away(&other);
+                return Room::None;
+            }
+            return Room::Free;
         }
-        let idle = state.clients.values().filter(|it| it.idle_since.is_some());
-        if let Some(oldest) = idle.min_by_key(|it| it.idle_since) {
-            end(&oldest.stream);
+        if clients.len() < bound {
+            return Room::Free;
         }
-        false
+        send_away(&|_| true);
+        Room::Later
     }
 
-    fn admit(&self, stream: Socket) -> u64 {
+    fn admit(&self, stream: Socket, from: Option<IpAddr>, since: Instant) -> u64 {
         let mut state = self.lock();
         if state.stopping {
             end(&stream);
@@ -423,6 +497,8 @@ impl Shared {
         let id = state.tick();
         let client = Client {
             stream,
+            from: from.map(part),
+            since,
             idle_since: Some(id),
         };
         state.clients.insert(id, client);
@@ -452,6 +528,16 @@ impl Shared {
     fn wake(&self) {
         // A full counter is one that wakes already.
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+}
+
+/// What of other hosts counts as one: an address, and of IPv6 the /64 in which a host has as many as it
+/// likes.
+fn part(address: IpAddr) -> IpAddr {
+    const NETWORK: u128 = !0 << 64;
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & NETWORK).into(),
+        address @ IpAddr::V4(_) => address,
     }
 }
 
@@ -504,30 +590,58 @@ mod tests {
     #[test]
     fn the_client_that_has_been_silent_for_longest_makes_room() {
         let shared = Shared::new().expect("an eventfd");
-        let mut clients: Vec<_> = (0..3).map(|_| admit(&shared)).collect();
+        let mut clients: Vec<_> = (0..3).map(|_| admit(&shared, None)).collect();
         shared.mark_busy(clients[0].0);
         shared.mark_busy(clients[1].0);
         shared.mark_idle(clients[1].0);
 
-        assert!(shared.make_room(4), "there is room for a fourth");
-        assert!(
-            !shared.make_room(3),
-            "there is none until somebody has gone"
-        );
+        let later = now() + GRACE;
+        let make_room = |bound| shared.make_room(bound, None, later);
+        assert_eq!(make_room(4), Room::Free, "there is room for a fourth");
+        assert_eq!(make_room(3), Room::Later, "until somebody has gone");
         let ended = clients.iter_mut().map(|(_, stream)| is_ended(stream));
         assert_eq!(ended.collect::<Vec<_>>(), [false, false, true]);
 
         shared.forget(clients[2].0);
-        assert!(shared.make_room(3));
-        assert!(!shared.make_room(2));
+        assert_eq!(make_room(3), Room::Free);
+        assert_eq!(make_room(2), Room::Later);
         assert!(is_ended(&mut clients[1].1), "the busy one may finish");
         assert!(!is_ended(&mut clients[0].1));
     }
 
-    fn admit(shared: &Shared) -> (u64, UnixStream) {
+    #[test]
+    fn who_has_just_come_in_makes_no_room() {
+        let shared = Shared::new().expect("an eventfd");
+        let before = now();
+        let (_, mut client) = admit(&shared, None);
+        assert_eq!(shared.make_room(1, None, before), Room::Later);
+        assert!(!is_ended(&mut client));
+        let later = now() + GRACE;
+        assert_eq!(shared.make_room(1, None, later), Room::Later);
+        assert!(is_ended(&mut client));
+    }
+
+    #[test]
+    fn other_hosts_have_half_of_the_places_and_each_a_quarter() {
+        let shared = Shared::new().expect("an eventfd");
+        let from = |address: &str| Some(address.parse().expect("an address"));
+        let later = now() + 2 * GRACE;
+        let room = |address| shared.make_room(8, from(address), later);
+        // The addresses of a /64 are one host's.
+        let mut greedy = ["2001:db8::1", "2001:db8::2"].map(|it| admit(&shared, from(it)));
+        assert_eq!(room("2001:db8::3"), Room::None);
+        assert!(is_ended(&mut greedy[0].1) && !is_ended(&mut greedy[1].1));
+        assert_eq!(room("192.0.2.1"), Room::Free);
+        let _more = ["192.0.2.1", "192.0.2.2"].map(|it| admit(&shared, from(it)));
+        assert_eq!(room("192.0.2.3"), Room::None);
+        assert_eq!(shared.make_room(8, None, later), Room::Free);
+    }
+
+    fn admit(shared: &Shared, from: Option<IpAddr>) -> (u64, UnixStream) {
         let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
         theirs.set_nonblocking(true).expect("a socket");
-        (shared.admit(OwnedFd::from(ours).into()), theirs)
+        let ours = OwnedFd::from(ours).into();
+        (shared.admit(ours, from, now()), theirs)
     }
 
     fn is_ended(client: &mut UnixStream) -> bool {

@@ -1,10 +1,14 @@
 //! Metrics and probes, from their clients' side.
 
+use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::Duration;
 
+use socket2::{Domain, Socket, Type};
 use warren_control::status::Status;
 use warren_control::{Limits, Server, http};
 
@@ -110,6 +114,45 @@ fn a_probe_is_answered_while_others_hold_all_connections() {
     }
     for _ in 0..8 {
         assert_eq!(daemon.get("/healthz").0, 200);
+    }
+}
+
+/// Whatever does not come from the address that it goes to comes from another host.
+#[test]
+fn probes_are_answered_while_another_host_connects_as_often_as_it_can() {
+    let daemon = Daemon::with_limits(Limits {
+        connections: 8,
+        message: PATIENCE,
+    });
+    let stop = Arc::new(AtomicBool::new(false));
+    let connected = Arc::new(AtomicU32::new(0));
+    let floods: Vec<_> = ["127.0.0.2", "127.0.0.3", "127.0.0.4"]
+        .into_iter()
+        .map(|from| {
+            let (stop, connected) = (stop.clone(), connected.clone());
+            let address = daemon.address;
+            let from = SocketAddr::new(from.parse().expect("an address"), 0);
+            thread::spawn(move || {
+                let mut held = VecDeque::new();
+                while !stop.load(Ordering::Relaxed) {
+                    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+                    socket.bind(&from.into()).expect("the loopback is wide");
+                    let is_in = socket.connect(&address.into()).is_ok();
+                    connected.fetch_add(is_in.into(), Ordering::Relaxed);
+                    held.push_back(socket);
+                    if held.len() > 64 {
+                        held.pop_front();
+                    }
+                }
+            })
+        })
+        .collect();
+    while connected.load(Ordering::Relaxed) < 1000 {
+        assert_eq!(daemon.get("/healthz").0, 200);
+    }
+    stop.store(true, Ordering::Relaxed);
+    for flood in floods {
+        flood.join().expect("it does not panic");
     }
 }
 
