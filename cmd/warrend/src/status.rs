@@ -109,6 +109,10 @@ impl Source for Board {
                 aead: report.aead.to_owned(),
                 ..status.node
             };
+            status.waiting = Some(status::Waiting {
+                handshakes: report.waiting.handshakes as u64,
+                staged_bytes: report.waiting.staged_bytes as u64,
+            });
             status.features = (report.features.iter())
                 .map(|(name, used)| ((*name).to_owned(), *used))
                 .collect();

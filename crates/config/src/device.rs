@@ -109,6 +109,10 @@ pub struct PeerStatus {
     pub rx_bytes: u64,
     /// Bytes sent, counted alike.
     pub tx_bytes: u64,
+    /// Authenticated datagrams received.
+    pub rx_packets: u64,
+    /// Datagrams sent.
+    pub tx_packets: u64,
 }
 
 /// Wall time, as the duration since the Unix epoch.

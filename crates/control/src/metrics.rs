@@ -1,7 +1,7 @@
 //! A [`Status`] as Prometheus metrics.
 //!
 //! Every series carries `node`, the name of the node that tells it. How many there are: about 80 for a
-//! node, and four for each of its peers. A mesh of 5,000 nodes in which each told of each would have a
+//! node, and six for each of its peers. A mesh of 5,000 nodes in which each told of each would have a
 //! hundred million series, which no server holds: from more than [`PEERS_MAX`] peers on, those that are
 //! not ready are told of one by one, the first [`PEERS_MAX`] by name, and the others are counted.
 
@@ -93,6 +93,22 @@ fn of_node(status: &Status, registry: &Registry) -> prometheus::Result<()> {
         count(status.problems.len()),
     )?;
     gauges.labelled(
+        "warren_aead_in_use",
+        "What seals and opens packets of new sessions; always 1.",
+        "implementation",
+        (!node.aead.is_empty()).then_some((node.aead.as_str(), 1)),
+    )?;
+    gauges.maybe(
+        "warren_queued_handshakes",
+        "Handshake messages that wait to be served.",
+        status.waiting.map(|waiting| waiting.handshakes),
+    )?;
+    gauges.maybe(
+        "warren_staged_bytes",
+        "Bytes of packets that wait for a session with their peer.",
+        status.waiting.map(|waiting| waiting.staged_bytes),
+    )?;
+    gauges.labelled(
         "warren_feature_in_use",
         "Features of the kernel, and whether they are in use.",
         "feature",
@@ -175,7 +191,21 @@ fn of_peers(peers: &[Peer], registry: &Registry) -> prometheus::Result<()> {
         "warren_peer_sent_bytes_total",
         "Bytes sent to a peer.",
         "peer",
-        shown.map(|(name, peer)| (name, peer.tx_bytes)),
+        (shown.clone()).map(|(name, peer)| (name, peer.tx_bytes)),
+    )?;
+    counters(
+        registry,
+        "warren_peer_received_packets_total",
+        "Datagrams received from a peer.",
+        "peer",
+        (shown.clone()).map(|(name, peer)| (name, peer.rx_packets)),
+    )?;
+    counters(
+        registry,
+        "warren_peer_sent_packets_total",
+        "Datagrams sent to a peer.",
+        "peer",
+        shown.map(|(name, peer)| (name, peer.tx_packets)),
     )
 }
 

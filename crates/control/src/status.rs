@@ -82,6 +82,9 @@ pub struct Status {
     pub drops: BTreeMap<String, u64>,
     /// Features of the kernel, by name, and whether they are in use.
     pub features: BTreeMap<String, bool>,
+    /// What waits in the tunnel; `None` where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<Waiting>,
     /// What is not as it should be, a sentence each.
     pub problems: Vec<String>,
     /// Why this node is not ready to carry traffic, in a sentence that says what to do; `None` when it
@@ -100,6 +103,16 @@ pub struct Status {
     /// The plan in force in words, as `warren plan` describes one.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub plan: Vec<Section>,
+}
+
+/// What waits in a tunnel for something. All of it is bounded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Waiting {
+    /// Handshake messages that are not served yet.
+    pub handshakes: u64,
+    /// Bytes of packets whose peers have no session yet.
+    pub staged_bytes: u64,
 }
 
 /// What keeps the mesh's prefixes from travelling in the clear. Each of the first two does alone.
@@ -267,6 +280,10 @@ pub struct Peer {
     pub rx_bytes: u64,
     /// Bytes sent to it.
     pub tx_bytes: u64,
+    /// Datagrams received from it.
+    pub rx_packets: u64,
+    /// Datagrams sent to it.
+    pub tx_packets: u64,
     /// Interval of its persistent keepalive in seconds; 0 is off.
     pub persistent_keepalive_s: u16,
     /// The digest of the mesh file that it runs, if it told.
@@ -309,6 +326,8 @@ impl Peer {
             last_handshake_unix_s: peer.last_handshake.map(|at| at.0.as_secs()),
             rx_bytes: peer.rx_bytes,
             tx_bytes: peer.tx_bytes,
+            rx_packets: peer.rx_packets,
+            tx_packets: peer.tx_packets,
             persistent_keepalive_s: peer.config.persistent_keepalive,
             ..Self::default()
         }

@@ -16,7 +16,7 @@ use warren_wireguard::time::Instant;
 
 use crate::clock;
 use crate::poll::{Poller, Timer, Wake};
-use crate::router::{Control, Entropy, Router, Timestamps};
+use crate::router::{Control, Entropy, Router, Timestamps, Waiting};
 use crate::shared::Shared;
 use crate::worker::{Directions, EdgeState, Threads, Worker, WorkerEdges, WorkerEnd};
 
@@ -124,6 +124,8 @@ pub struct Report {
     pub workers: usize,
     /// What seals and opens packets of new sessions, by name.
     pub aead: &'static str,
+    /// What waits for something.
+    pub waiting: Waiting,
     /// What is in use of what the kernel offers, by name.
     pub features: BTreeMap<&'static str, bool>,
     /// Every drop that occurred so far, by name: [`crate::Reason`], and what the sockets count
@@ -352,6 +354,7 @@ impl Engine {
             mtu: u32::try_from(self.shared.router.mtu()).unwrap_or(u32::MAX),
             workers: net.workers,
             aead: Implementation::current().name(),
+            waiting: self.shared.router.waiting(),
             features,
             drops,
         }

@@ -34,7 +34,7 @@ mod worker;
 
 pub use drops::Reason;
 pub use engine::{ApplyError, End, Engine, Options, Report, StartError, UdpOptions};
-pub use router::{Control, Edges, Entropy, Inbound, Outbound, Router, Timestamps};
+pub use router::{Control, Edges, Entropy, Inbound, Outbound, Router, Timestamps, Waiting};
 #[cfg(all(debug_assertions, not(shuttle)))]
 pub use sync::locks_taken;
 /// Why a UDP port was not opened, as [`ApplyError`] and [`Report`] tell.

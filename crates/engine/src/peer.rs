@@ -34,6 +34,8 @@ pub(crate) struct PeerHandle {
     shared: Mutex<Option<(PublicKey, StaticShared)>>,
     pub(crate) rx_bytes: AtomicU64,
     pub(crate) tx_bytes: AtomicU64,
+    pub(crate) rx_packets: AtomicU64,
+    pub(crate) tx_packets: AtomicU64,
 }
 
 impl PeerHandle {
@@ -48,6 +50,8 @@ impl PeerHandle {
             shared: Mutex::new(None),
             rx_bytes: AtomicU64::new(0),
             tx_bytes: AtomicU64::new(0),
+            rx_packets: AtomicU64::new(0),
+            tx_packets: AtomicU64::new(0),
         }
     }
 

@@ -59,6 +59,15 @@ pub trait Entropy: Send {
     fn fill(&mut self, bytes: &mut [u8]);
 }
 
+/// What waits in a router for something. All of it is bounded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Waiting {
+    /// Handshake messages that are not served yet.
+    pub handshakes: usize,
+    /// Bytes of packets whose peers have no session yet.
+    pub staged_bytes: usize,
+}
+
 /// The tables, peers and queues of one tunnel.
 pub struct Router {
     /// What every batch looks up in.
@@ -124,10 +133,20 @@ impl Router {
         self.drops.count(reason, packets);
     }
 
-    /// Counts bytes of datagrams that an edge sent for the transmits with this tag.
-    pub fn sent(&self, tag: u32, bytes: u64) {
+    /// Counts datagrams that an edge sent for the transmits with this tag, and their bytes.
+    pub fn sent(&self, tag: u32, bytes: u64, datagrams: u64) {
         if let Some(peer) = self.tables.load().peer(crate::peer::PeerId(tag)) {
             peer.tx_bytes.fetch_add(bytes, Ordering::Relaxed);
+            peer.tx_packets.fetch_add(datagrams, Ordering::Relaxed);
+        }
+    }
+
+    /// What waits: handshake messages to be served, and bytes of packets for sessions that are not there
+    /// yet.
+    pub fn waiting(&self) -> Waiting {
+        Waiting {
+            handshakes: self.door.queued(),
+            staged_bytes: self.agenda.staged_bytes(),
         }
     }
 

@@ -378,7 +378,7 @@ impl WorkerEdges<'_> {
             let finished = socket.send(now, arena, left, &mut self.state.report);
             left = &mut left[finished..];
             for sent in self.state.report.drain_sent() {
-                self.router.sent(sent.tag, sent.bytes);
+                self.router.sent(sent.tag, sent.bytes, sent.datagrams);
             }
             for failed in self.state.report.drain() {
                 if failed.kind == Failure::SourceGone {

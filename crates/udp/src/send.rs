@@ -107,6 +107,8 @@ pub struct Sent {
     pub tag: u32,
     /// How many bytes the host took.
     pub bytes: u64,
+    /// In how many datagrams.
+    pub datagrams: u64,
 }
 
 /// What [`Socket::send`] has to say, appended call by call until both are drained.
@@ -127,11 +129,18 @@ impl SendReport {
         self.failed.drain(..)
     }
 
-    fn sent(&mut self, tag: u32, bytes: usize) {
-        let bytes = bytes as u64;
+    fn sent(&mut self, tag: u32, bytes: usize, datagrams: usize) {
+        let (bytes, datagrams) = (bytes as u64, datagrams as u64);
         match self.sent.last_mut() {
-            Some(last) if last.tag == tag => last.bytes += bytes,
-            _ => self.sent.push(Sent { tag, bytes }),
+            Some(last) if last.tag == tag => {
+                last.bytes += bytes;
+                last.datagrams += datagrams;
+            }
+            _ => self.sent.push(Sent {
+                tag,
+                bytes,
+                datagrams,
+            }),
         }
     }
 }
@@ -275,12 +284,16 @@ impl Plan {
             };
             if sent < messages {
                 if sent > 0 {
-                    report.sent(transmit.tag, sent * transmit.stride);
+                    report.sent(transmit.tag, sent * transmit.stride, sent);
                     transmit.range.start += sent * transmit.stride;
                 }
                 return at;
             }
-            report.sent(transmit.tag, transmit.range.len());
+            report.sent(
+                transmit.tag,
+                transmit.range.len(),
+                transmit.datagrams().len(),
+            );
             sent -= messages;
         }
         window.len()

@@ -9,7 +9,7 @@ use promql_parser::parser::{self, BinaryExpr, Expr, LabelModifier, VectorMatchCa
 use serde_json::Value;
 use warren_control::metrics::{self, PEERS_MAX};
 use warren_control::status::{
-    Cluster, Condition, ConditionStatus, Enforcement, Feed, Fences, Node, Peer, Status,
+    Cluster, Condition, ConditionStatus, Enforcement, Feed, Fences, Node, Peer, Status, Waiting,
 };
 use warren_engine::Reason;
 
@@ -32,6 +32,11 @@ fn a_status_is_told_as_metrics() {
         r#"warren_peer_last_handshake_timestamp_seconds{peer="barn",node="hut"} 1700000000"#,
         r#"warren_peer_received_bytes_total{peer="barn",node="hut"} 11"#,
         r#"warren_peer_sent_bytes_total{peer="barn",node="hut"} 12"#,
+        r#"warren_peer_received_packets_total{peer="barn",node="hut"} 13"#,
+        r#"warren_peer_sent_packets_total{peer="barn",node="hut"} 14"#,
+        r#"warren_aead_in_use{implementation="avx2",node="hut"} 1"#,
+        r#"warren_queued_handshakes{node="hut"} 15"#,
+        r#"warren_staged_bytes{node="hut"} 16"#,
         r#"warren_enforcement{state="Staged",node="hut"} 1"#,
         r#"warren_enforcement{state="Strict",node="hut"} 0"#,
         r#"warren_staged_seconds{node="hut"} 3601"#,
@@ -87,9 +92,9 @@ fn in_a_large_mesh_only_peers_that_are_not_ready_are_told_of_one_by_one() {
         assert!(text.contains(&format!("warren_peers{{node=\"\"}} {count}\n")));
         text.lines().filter(|line| line.contains("peer=")).count()
     };
-    assert_eq!(of(PEERS_MAX), 4 * PEERS_MAX);
-    assert_eq!(of(1000), 4 * 100);
-    assert_eq!(of(5000), 4 * PEERS_MAX);
+    assert_eq!(of(PEERS_MAX), 6 * PEERS_MAX);
+    assert_eq!(of(1000), 6 * 100);
+    assert_eq!(of(5000), 6 * PEERS_MAX);
 }
 
 #[test]
@@ -202,6 +207,7 @@ fn full() -> Status {
             up: true,
             mtu: 1420,
             workers: 2,
+            aead: "avx2".to_owned(),
             ..Node::default()
         },
         peers: vec![Peer {
@@ -209,11 +215,17 @@ fn full() -> Status {
             last_handshake_unix_s: Some(1_700_000_000),
             rx_bytes: 11,
             tx_bytes: 12,
+            rx_packets: 13,
+            tx_packets: 14,
             ready: Some(false),
             ..Peer::default()
         }],
         drops: drops.collect(),
         features: [("nftables".to_owned(), true)].into(),
+        waiting: Some(Waiting {
+            handshakes: 15,
+            staged_bytes: 16,
+        }),
         problems: vec!["barn cannot be reached".to_owned()],
         unready: Some("there is no TUN device".to_owned()),
         control_idle_s: Some(7),

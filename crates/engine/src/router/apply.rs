@@ -145,6 +145,8 @@ impl Router {
                     unanswered_since: peer.unanswered_since().map(at_wall),
                     rx_bytes: handle.rx_bytes.load(Ordering::Relaxed),
                     tx_bytes: handle.tx_bytes.load(Ordering::Relaxed),
+                    rx_packets: handle.rx_packets.load(Ordering::Relaxed),
+                    tx_packets: handle.tx_packets.load(Ordering::Relaxed),
                 },
             );
         }

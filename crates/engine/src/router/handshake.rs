@@ -192,6 +192,7 @@ impl Router {
             Ok(peer) => {
                 peer.rx_bytes
                     .fetch_add(visitor.len as u64, Ordering::Relaxed);
+                peer.rx_packets.fetch_add(1, Ordering::Relaxed);
             }
             Err(Refusal) => self.drops.count(Reason::InHandshakeRefused, 1),
         }

@@ -249,16 +249,20 @@ impl Router {
                 self.known.learn(receiver.peer.id(), group.from.addr);
             }
         }
-        let mut bytes = 0;
+        let (mut bytes, mut packets) = (0, 0);
         for record in &group.records {
             match record.verdict {
-                Verdict::Accepted => bytes += DATA_HEADER + record.len + TAG,
+                Verdict::Accepted => {
+                    bytes += DATA_HEADER + record.len + TAG;
+                    packets += 1;
+                }
                 Verdict::Replayed => scratch.tally.count(Reason::InReplayed),
                 Verdict::Expired => scratch.tally.count(Reason::InSessionExpired),
             }
         }
-        let rx_bytes = &receiver.peer.rx_bytes;
-        rx_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        let peer = &receiver.peer;
+        peer.rx_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        peer.rx_packets.fetch_add(packets, Ordering::Relaxed);
     }
 
     /// Step 5.

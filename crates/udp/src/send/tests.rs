@@ -282,9 +282,9 @@ fn what_was_sent_is_told_by_tag_and_what_was_not_is_left_out() {
     assert_eq!(finished, 4);
     let sent: Vec<_> = report
         .drain_sent()
-        .map(|sent| (sent.tag, sent.bytes))
+        .map(|sent| (sent.tag, sent.bytes, sent.datagrams))
         .collect();
-    assert_eq!(sent, [(0, 350), (3, 100)]);
+    assert_eq!(sent, [(0, 350, 4), (3, 100, 1)]);
 }
 
 #[test]
