@@ -7,13 +7,15 @@
 
 use std::hint::black_box;
 
-use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ipnet::IpNet;
 use warren_benches::tables::{Random, filled, v4, v6, within};
 
 /// Addresses that are looked up in turn: more than any cache holds, and a few.
 const RANDOM: usize = 1 << 21;
 const HOT: usize = 1 << 10;
+/// Packets that a worker looks up at once.
+const BATCH: usize = 64;
 
 fn lookups(criterion: &mut Criterion) {
     for (family, prefix) in [("v4", v4 as fn(&mut Random) -> IpNet), ("v6", v6)] {
@@ -35,6 +37,15 @@ fn lookups(criterion: &mut Criterion) {
                     });
                 });
             }
+            let (mut batches, mut found) = (addresses.chunks_exact(BATCH).cycle(), Vec::new());
+            group.throughput(Throughput::Elements(BATCH as u64));
+            group.bench_function(BenchmarkId::new("random_batch", count), |bencher| {
+                bencher.iter(|| {
+                    let batch = batches.next().expect("there is no end");
+                    table.lookup_all(black_box(batch), &mut found);
+                    black_box(&found);
+                });
+            });
         }
         group.finish();
     }

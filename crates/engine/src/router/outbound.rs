@@ -1,12 +1,13 @@
 //! The packet's way out, on one thread and one call stack.
 //!
 //! 1. [`Router::outbound`] takes what a TUN queue delivered: large packets or several small ones.
-//! 2. `group` looks up each packet's peer and links the packets of one peer, in order.
+//! 2. `group` looks up the packets' peers, all at once, and links the packets of one peer, in order.
 //! 3. `reserve` asks each peer, once, for a session and as many counters as there will be records.
 //!    Where there is no session yet the packets are staged, and an initiation is due.
 //! 4. `seal` cuts and seals straight into the buffer that is sent from; no lock is held.
 //! 5. [`Edges::transmit`] sends.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +31,10 @@ pub struct Outbound {
     groups: Vec<Group>,
     /// For each packet of the batch, the next of its group.
     next: Vec<u32>,
+    /// The packets of the batch that are in order, where they go, and whose that is.
+    sound: Vec<Sound>,
+    destinations: Vec<IpAddr>,
+    owners: Vec<Option<PeerId>>,
     tally: Tally,
     icmp: icmp::Limiter,
 }
@@ -44,6 +49,15 @@ struct Group {
     last: u32,
 }
 
+/// A packet that can be cut into records.
+#[derive(Debug, Clone, Copy)]
+struct Sound {
+    /// Its place in the batch.
+    at: u32,
+    /// Records that it will become.
+    records: u32,
+}
+
 /// Ends the chain of a group.
 const END: u32 = u32::MAX;
 
@@ -53,6 +67,9 @@ impl Outbound {
         Self {
             groups: Vec::new(),
             next: Vec::new(),
+            sound: Vec::new(),
+            destinations: Vec::new(),
+            owners: Vec::new(),
             tally: Tally::new(),
             icmp: icmp::Limiter::new(ICMP_INTERVAL, ICMP_BURST),
         }
@@ -105,24 +122,30 @@ impl Router {
         edges: &mut dyn Edges,
     ) {
         scratch.next.clear();
+        scratch.sound.clear();
+        scratch.destinations.clear();
         for (at, packet) in (0..).zip(batch.packets()) {
             scratch.next.push(END);
             let bytes = &batch.arena()[packet.range.clone()];
-            let Ok(destination) = ip::destination(bytes) else {
+            let (Ok(destination), Ok(segments)) =
+                (ip::destination(bytes), Segments::new(packet.header, bytes))
+            else {
                 scratch.tally.count(Reason::OutMalformed);
-                continue;
-            };
-            let Ok(segments) = Segments::new(packet.header, bytes) else {
-                scratch.tally.count(Reason::OutMalformed);
-                continue;
-            };
-            let Some(peer) = tables.allowed_ips.lookup(destination) else {
-                scratch.tally.count(Reason::OutNoPeer);
-                unreachable(&mut scratch.icmp, bytes, now, edges);
                 continue;
             };
             let records =
                 u32::try_from(segments.count()).expect("a packet has 65535 bytes at most");
+            scratch.sound.push(Sound { at, records });
+            scratch.destinations.push(destination);
+        }
+        (tables.allowed_ips).lookup_all(&scratch.destinations, &mut scratch.owners);
+        for (&Sound { at, records }, peer) in scratch.sound.iter().zip(&scratch.owners) {
+            let Some(peer) = *peer else {
+                scratch.tally.count(Reason::OutNoPeer);
+                let range = batch.packets()[at as usize].range.clone();
+                unreachable(&mut scratch.icmp, &batch.arena()[range], now, edges);
+                continue;
+            };
             // Flows come in runs, so the peer of the packet before is the likely one.
             match scratch
                 .groups
