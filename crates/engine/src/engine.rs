@@ -18,7 +18,9 @@ use crate::clock;
 use crate::poll::{Poller, Timer, Wake};
 use crate::router::{Control, Entropy, Router, Timestamps, Waiting};
 use crate::shared::Shared;
-use crate::worker::{Directions, EdgeState, Threads, Worker, WorkerEdges, WorkerEnd};
+use crate::worker::{
+    Desk, Directions, EdgeState, Handover, Threads, Worker, WorkerEdges, WorkerEnd,
+};
 
 /// How to run a tunnel. The number of workers is that of the device's queues.
 #[derive(Debug, Default)]
@@ -213,16 +215,22 @@ impl Engine {
         } else {
             shared.router.stop();
         }
-        let mut wakes = shared.workers.iter();
-        for (place, queue) in queues.iter().enumerate() {
-            for &directions in directions {
-                let wake = wakes.next().expect("one for each thread");
+        let wakes = shared.workers.chunks_exact(directions.len());
+        for (place, (queue, wakes)) in queues.iter().zip(wakes).enumerate() {
+            let desk = Arc::new(Desk::default());
+            // The last one has the other's wake, and the first the last one's.
+            let others = wakes.iter().rev().map(|wake| Handover {
+                wake: Arc::clone(wake),
+                desk: Arc::clone(&desk),
+            });
+            for ((&directions, wake), handover) in directions.iter().zip(wakes).zip(others) {
                 let worker = Worker::new(
                     Arc::clone(&shared),
                     place,
                     Arc::clone(queue),
                     Arc::clone(wake),
                     directions,
+                    (directions != Directions::Both).then_some(handover),
                     merge,
                 );
                 let name = match directions {

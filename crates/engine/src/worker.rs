@@ -1,12 +1,14 @@
 //! The threads that move packets, each between one TUN queue and one pair of UDP sockets.
 //!
-//! A packet stays on the thread that read it, from read to write. With [`Threads::Split`] a worker
-//! is two threads, one for each direction; with [`Threads::Joined`] it is one that takes turns.
-//! Nothing but the router's tables and peers is shared between them.
+//! A packet stays on the thread that read it, from read to write. With [`Threads::Joined`] a worker is
+//! one thread that takes turns. With [`Threads::Split`] it is two: the one that has the way in has the
+//! way out, too, while there is little to do, since an echo that wakes one thread is back sooner than one
+//! that wakes two; of much it gives the other the way out ([`Handover`]). Nothing but the router's tables
+//! and peers is shared between them.
 
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -66,10 +68,10 @@ const V6: u32 = 3;
 /// Which threads a worker has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Threads {
-    /// One for each direction: the most throughput where cores are free.
+    /// One for each direction when there is much to do, and one for both when there is little.
     #[default]
     Split,
-    /// One for both: the fewest wake-ups.
+    /// One for both always: less throughput where cores are free.
     Joined,
 }
 
@@ -89,8 +91,12 @@ pub(crate) struct Worker {
     place: usize,
     queue: Arc<Queue>,
     wake: Arc<Wake>,
-    outbound: Option<OutboundPump>,
+    outbound: Option<Box<OutboundPump>>,
     inbound: Option<InboundPump>,
+    handover: Option<Handover>,
+    pace: Pace,
+    /// When the last batch began.
+    now: Instant,
 }
 
 /// Why a worker came to its end.
@@ -103,7 +109,7 @@ pub(crate) enum WorkerEnd {
 }
 
 #[derive(Debug)]
-struct OutboundPump {
+pub(crate) struct OutboundPump {
     scratch: Outbound,
     backlog: Backlog,
     edges: EdgeState,
@@ -145,8 +151,80 @@ impl InboundPump {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Directions {
     Both,
+    /// The way out when there is much to do.
     Out,
+    /// The way in, and the way out when there is little to do.
     In,
+}
+
+/// The other thread of a worker, and where the way out lies on its way there.
+#[derive(Debug)]
+pub(crate) struct Handover {
+    pub(crate) wake: Arc<Wake>,
+    pub(crate) desk: Arc<Desk>,
+}
+
+/// Where one thread of a worker leaves the way out for the other.
+pub(crate) type Desk = Mutex<Option<Box<OutboundPump>>>;
+
+impl Handover {
+    fn give(&self, pump: Box<OutboundPump>) {
+        *self.desk() = Some(pump);
+        self.wake.wake();
+    }
+
+    fn take(&self) -> Option<Box<OutboundPump>> {
+        self.desk().take()
+    }
+
+    fn desk(&self) -> MutexGuard<'_, Option<Box<OutboundPump>>> {
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How much a thread has to do, in the time since `since`.
+#[derive(Debug)]
+struct Pace {
+    since: Instant,
+    load: usize,
+}
+
+/// So much within [`MUCH_WITHIN`] is work for two threads: some 500 Mbit/s, or 64,000 small packets a second.
+const MUCH: usize = 65536;
+const MUCH_WITHIN: Duration = Duration::from_millis(1);
+/// Less than [`MUCH`] within so long is work for one.
+const LITTLE_WITHIN: Duration = Duration::from_millis(10);
+/// What a packet of no bytes counts for.
+const PACKET_LOAD: usize = 1024;
+
+impl Pace {
+    fn new(now: Instant) -> Self {
+        Self {
+            since: now,
+            load: 0,
+        }
+    }
+
+    fn count(&mut self, packets: usize, bytes: usize) {
+        self.load += packets * PACKET_LOAD + bytes;
+    }
+
+    fn is_much(&mut self, now: Instant) -> bool {
+        let is_much = self.load >= MUCH;
+        if is_much || now.saturating_duration_since(self.since) >= MUCH_WITHIN {
+            *self = Self::new(now);
+        }
+        is_much
+    }
+
+    fn is_little(&mut self, now: Instant) -> bool {
+        if now.saturating_duration_since(self.since) < LITTLE_WITHIN {
+            return false;
+        }
+        let is_little = self.load < MUCH;
+        *self = Self::new(now);
+        is_little
+    }
 }
 
 impl Worker {
@@ -156,23 +234,28 @@ impl Worker {
         queue: Arc<Queue>,
         wake: Arc<Wake>,
         directions: Directions,
+        handover: Option<Handover>,
         merge: Merge,
     ) -> Self {
+        let now = clock::now();
         Self {
             shared,
             place,
             queue,
             wake,
-            outbound: (directions != Directions::In).then(OutboundPump::new),
+            outbound: (directions != Directions::Out).then(|| Box::new(OutboundPump::new())),
             inbound: (directions != Directions::Out).then(|| InboundPump::new(merge)),
+            handover,
+            pace: Pace::new(now),
+            now,
         }
     }
 
     /// Moves packets until it is told to stop or the interface is gone.
     pub(crate) fn run(mut self) -> io::Result<WorkerEnd> {
-        take_precedence(match self.outbound {
-            Some(_) => NICENESS,
-            None => NICENESS_IN,
+        take_precedence(match (&self.inbound, &self.handover) {
+            (Some(_), Some(_)) => NICENESS_IN,
+            _ => NICENESS,
         });
         let mut poller = Poller::new()?;
         poller.add(&*self.wake, WAKE)?;
@@ -197,6 +280,7 @@ impl Worker {
                     self.listen(&poller, &current)?;
                     sockets = current;
                 }
+                self.take_over(&poller)?;
             }
             let pair = sockets.pair(self.place);
             for _ in 0..TURNS {
@@ -221,7 +305,35 @@ impl Worker {
                     break;
                 }
             }
+            self.hand_over(&poller)?;
         }
+    }
+
+    /// Takes the way out, if the other thread has left it.
+    fn take_over(&mut self, poller: &Poller) -> io::Result<()> {
+        if let Some(pump) = self.handover.as_ref().and_then(Handover::take) {
+            poller.add(&*self.queue, TUN)?;
+            self.outbound = Some(pump);
+            self.pace = Pace::new(clock::now());
+        }
+        Ok(())
+    }
+
+    /// Gives the way out to the other thread, if that is the better one for it. What has left has left by
+    /// then, so no packet passes another.
+    fn hand_over(&mut self, poller: &Poller) -> io::Result<()> {
+        let Some(handover) = &self.handover else {
+            return Ok(());
+        };
+        let is_due = match self.inbound {
+            Some(_) => self.pace.is_much(self.now),
+            None => self.pace.is_little(self.now),
+        };
+        if is_due && let Some(pump) = self.outbound.take() {
+            poller.remove(&*self.queue)?;
+            handover.give(pump);
+        }
+        Ok(())
     }
 
     /// Whether something was read from the TUN queue that has not left.
@@ -239,7 +351,7 @@ impl Worker {
             backlog,
             edges,
             out,
-        } = pump;
+        } = &mut **pump;
         let read = read_ahead(&self.queue, backlog);
         let Some(batch) = backlog.next() else {
             return read.map(|()| false);
@@ -247,6 +359,10 @@ impl Worker {
         // What was read before an error leaves; the next turn meets the error again.
         let router = &self.shared.router;
         let now = clock::now();
+        let packets = batch.packets();
+        let bytes = packets.iter().map(|packet| packet.range.len()).sum();
+        self.pace.count(packets.len(), bytes);
+        self.now = now;
         let mut edges = WorkerEdges {
             router,
             pair,
@@ -277,6 +393,10 @@ impl Worker {
             out,
         } = pump;
         let now = clock::now();
+        let datagrams = &batch.datagrams;
+        let bytes = datagrams.iter().map(|datagram| datagram.range.len()).sum();
+        self.pace.count(datagrams.len(), bytes);
+        self.now = now;
         let mut edges = WorkerEdges {
             router,
             pair,
