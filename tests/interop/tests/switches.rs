@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use warren_control::status::Status;
-use warren_tests_interop::Pair;
+use warren_tests_interop::{Host, Pair};
 
 const BYTES: u64 = 12 << 20;
 const WITHIN: Duration = Duration::from_secs(60);
@@ -65,6 +65,40 @@ fn without_any_of_it_bytes_arrive_intact() {
 #[test]
 fn with_one_thread_a_worker_bytes_arrive_intact() {
     exchanged("--joined");
+}
+
+#[test]
+fn an_echo_wakes_one_thread_of_each_end_and_a_stream_two() {
+    let pair = Pair::new("--workers 1", 1420);
+    let echoes = || pair.hosts[0].run("ping -q -c 20 -i 0.02 10.9.0.2");
+    let wakes = || pair.hosts.each_ref().map(wakes_of_the_way_out);
+    // The session is made, and the threads have begun.
+    echoes();
+    let before = wakes();
+    echoes();
+    assert_eq!(wakes(), before);
+    pair.exchange(env!("CARGO_BIN_EXE_exchange"), BYTES, WITHIN);
+    let after = wakes();
+    assert!((0..2).all(|end| after[end] > before[end] + 10), "{after:?}");
+    // What is left to do is given back.
+    echoes();
+    let before = wakes();
+    echoes();
+    assert_eq!(wakes(), before);
+}
+
+/// How often the thread that has the way out when there is much to do has waited.
+fn wakes_of_the_way_out(host: &Host) -> u64 {
+    let pid = host.processes("warren-wg")[0];
+    let text = host.shell(
+        &format!("grep -l warren-out-0 /proc/{pid}/task/*/comm | xargs dirname | xargs -I {{}} cat {{}}/status"),
+        "",
+    );
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    let count = line.expect("Linux tells").trim().parse();
+    count.expect("a number")
 }
 
 fn without(switches: &str, features: &[&str]) {
