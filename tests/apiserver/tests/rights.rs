@@ -354,6 +354,48 @@ async fn a_daemon_tells_events_where_those_of_nodes_are_and_reads_none() {
 }
 
 #[tokio::test]
+async fn a_daemon_tells_events_of_its_own_node_alone_and_changes_nobody_elses() {
+    let (cluster, daemon) = daemon("teller").await;
+    let events: Api<Event> = Api::namespaced(daemon.client.clone(), "default");
+    let by = PostParams::default();
+    let of = |kind: &str, name: &str| -> Event {
+        object(json!({
+            "metadata": {"generateName": "teller.", "namespace": "default"},
+            "involvedObject": {"apiVersion": "v1", "kind": kind, "name": name},
+            "reason": "Tried",
+        }))
+    };
+    // A policy is in force a moment after it was installed.
+    eventually("events of others are refused", || async {
+        let foreign = events.create(&by, &of("Node", "another")).await;
+        foreign.is_err_and(|error| is_refused_by(&error, "warren-own-events"))
+    })
+    .await;
+    let pod = events.create(&by, &of("Pod", "teller")).await;
+    assert!(pod.is_err_and(|error| is_refused_by(&error, "warren-own-events")));
+    let own = events.create(&by, &of("Node", "teller")).await;
+    let own = own.expect("it is its own").name_any();
+    let count = Patch::Merge(json!({"count": 2}));
+    let params = PatchParams::default();
+    let counted = events.patch(&own, &params, &count).await;
+    counted.expect("it is its own");
+
+    let admin: Api<Event> = Api::namespaced(cluster.admin.clone(), "default");
+    let foreign = admin.create(&by, &of("Node", "another")).await;
+    let foreign = foreign.expect("the operator may").name_any();
+    let mine = json!({"involvedObject": {"name": "teller"}});
+    for change in [count, Patch::Merge(mine)] {
+        let patched = events.patch(&foreign, &params, &change).await;
+        let error = patched.expect_err("it is another's");
+        assert!(is_refused_by(&error, "warren-own-events"), "{error}");
+    }
+}
+
+fn is_refused_by(error: &kube::Error, policy: &str) -> bool {
+    matches!(error, kube::Error::Api(status) if status.message.contains(policy))
+}
+
+#[tokio::test]
 async fn a_token_that_is_bound_to_no_node_writes_nothing() {
     let (cluster, daemon) = daemon("bound").await;
     let unbound = Daemon {
