@@ -251,10 +251,13 @@ impl Daemon {
             }
         }
         let listens = (self.tunnel.as_ref()).is_some_and(|tunnel| tunnel.listens(&plan));
-        self.board.facts().unready = match (self.source.refused(), &failures[..]) {
-            ([], []) if listens => None,
-            ([], []) => Some("the tunnel is not up yet".to_owned()),
-            ([], [why, ..]) | ([why, ..], _) => Some(why.clone()),
+        let mut against = (self.source.refused().iter())
+            .chain(self.source.denied())
+            .chain(&failures);
+        self.board.facts().unready = match against.next() {
+            None if listens => None,
+            None => Some("the tunnel is not up yet".to_owned()),
+            Some(why) => Some(why.clone()),
         };
         self.post(&plan, failures);
         let (source, _, around) = self.source();

@@ -94,6 +94,14 @@ impl Source {
         }
     }
 
+    /// What this daemon has no right to, a sentence each.
+    pub(crate) fn denied(&self) -> &[String] {
+        match self {
+            Self::File(_) => &[],
+            Self::Cluster(cluster) => cluster.denied(),
+        }
+    }
+
     /// What else people should know, beyond what is refused and the plan's problems.
     pub(crate) fn complaints(&self) -> Vec<String> {
         match self {

@@ -202,8 +202,6 @@ fn snapshot(view: &View, known: &Known) -> Snapshot {
         mesh: None,
         view: view.clone(),
         known: known.clone(),
-        latched: BTreeSet::new(),
-        strict: false,
         epoch: warren_k8s::Epoch::default(),
         spoke_with: BTreeSet::new(),
     }

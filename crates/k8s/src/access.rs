@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use kube::client::{Body, ConfigExt as _};
@@ -31,8 +31,24 @@ const ANSWER: Duration = Duration::from_secs(60);
 /// this far apart: a server that vanished is missed within a minute, though a watch sends nothing.
 const PROBE: Duration = Duration::from_secs(15);
 
-/// Bytes of an answer that is an error. What is longer is no sentence.
+/// Characters of an answer that is an error. What is longer is no sentence.
 const SENTENCE: usize = 512;
+
+/// Bytes of such an answer that are read.
+const REFUSAL_MAX: usize = 64 << 10;
+
+/// Bytes of an answer, or of a line of a watch, that has one object. A server stores none of more than
+/// 3 MiB, and writes it down in more.
+const OBJECT_MAX: usize = 8 << 20;
+
+/// Bytes of an answer that has many: the `Node` objects of 5,000 nodes are 60 MB.
+const LIST_MAX: usize = 256 << 20;
+
+/// Objects of one resource. A cluster has 5,000 nodes at most, by what Kubernetes promises.
+pub(crate) const OBJECTS_MAX: usize = 20_000;
+
+/// What grants a daemon what it needs.
+const RIGHTS: &str = "deploy/kubernetes/rights.yaml";
 
 /// How to reach the API server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,6 +143,17 @@ pub(crate) enum Failure {
     Unreadable(String),
 }
 
+/// What refuses a request for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Denied {
+    /// Nobody knows who asks.
+    Credentials,
+    /// Who asks has no right to. No policy was asked.
+    Rights,
+    /// A ValidatingAdmissionPolicy.
+    Policy,
+}
+
 impl Failure {
     /// The HTTP status, if there was one.
     pub(crate) fn code(&self) -> Option<u16> {
@@ -149,14 +176,40 @@ impl Failure {
         self.code().is_none_or(|code| code == 429 || code >= 500)
     }
 
-    /// Whether a right was missing, or an admission policy refused.
-    pub(crate) fn is_refusal_of_rights(&self) -> bool {
-        match self {
-            Self::Refused { code, message, .. } => {
-                *code == 403 || (*code == 422 && message.contains("ValidatingAdmissionPolicy"))
-            }
-            _ => false,
+    /// What refused, if it was not the server's state.
+    pub(crate) fn denied(&self) -> Option<Denied> {
+        let Self::Refused { code, message, .. } = self else {
+            return None;
+        };
+        let by_policy = message.contains("ValidatingAdmissionPolicy");
+        match code {
+            401 => Some(Denied::Credentials),
+            403 | 422 if by_policy => Some(Denied::Policy),
+            403 => Some(Denied::Rights),
+            _ => None,
         }
+    }
+
+    /// Whether this daemon lacks a right. That nobody knows who asks is no such thing: a server that is not
+    /// itself says so to all at once.
+    pub(crate) fn lacks_right(&self) -> bool {
+        matches!(self.denied(), Some(Denied::Rights | Denied::Policy))
+    }
+
+    /// What went wrong, and what to do about it where somebody can.
+    pub(crate) fn sentence(&self) -> String {
+        let remedy = match self.denied() {
+            None => return self.to_string(),
+            Some(Denied::Credentials) => {
+                "; the token has expired or is another cluster's: start the pod anew".to_owned()
+            }
+            Some(Denied::Policy) => {
+                "; a daemon may write the record of its own Node alone, by a token that names it"
+                    .to_owned()
+            }
+            Some(Denied::Rights) => format!("; apply {RIGHTS}, or install the chart again"),
+        };
+        format!("{self}{remedy}")
     }
 
     /// What an error event inside a watch says.
@@ -176,9 +229,14 @@ impl Failure {
 }
 
 impl Client {
-    /// An answer in JSON that ends by itself.
+    /// An object.
     pub(crate) async fn get<T: DeserializeOwned>(&self, uri: &str) -> Result<T, Failure> {
-        self.ask(Method::GET, uri, None).await
+        self.ask(Method::GET, uri, None, OBJECT_MAX).await
+    }
+
+    /// Many objects.
+    pub(crate) async fn list<T: DeserializeOwned>(&self, uri: &str) -> Result<T, Failure> {
+        self.ask(Method::GET, uri, None, LIST_MAX).await
     }
 
     /// A server-side apply.
@@ -188,7 +246,7 @@ impl Client {
         object: Vec<u8>,
     ) -> Result<T, Failure> {
         let content = Some(("application/apply-patch+yaml", object));
-        self.ask(Method::PATCH, uri, content).await
+        self.ask(Method::PATCH, uri, content, OBJECT_MAX).await
     }
 
     /// Makes or changes an object otherwise.
@@ -199,7 +257,8 @@ impl Client {
         content_type: &'static str,
         object: Vec<u8>,
     ) -> Result<T, Failure> {
-        self.ask(method, uri, Some((content_type, object))).await
+        let content = Some((content_type, object));
+        self.ask(method, uri, content, OBJECT_MAX).await
     }
 
     /// A watch, whose events arrive as long as it lasts.
@@ -212,16 +271,23 @@ impl Client {
         })
     }
 
+    /// An answer in JSON that ends by itself, within so many bytes.
     async fn ask<T: DeserializeOwned>(
         &self,
         method: Method,
         uri: &str,
         content: Option<(&'static str, Vec<u8>)>,
+        bytes_max: usize,
     ) -> Result<T, Failure> {
         let whole = async {
             let response = self.respond(&method, uri, content).await?;
-            let body = response.into_body().collect().await;
-            body.map_err(|error| Failure::Unreachable(chain(&error)))
+            let body = Limited::new(response.into_body(), bytes_max)
+                .collect()
+                .await;
+            body.map_err(|error| match error.is::<LengthLimitError>() {
+                true => too_long(bytes_max),
+                false => Failure::Unreachable(chain(&*error)),
+            })
         };
         let body = limited(ANSWER, whole).await?.to_bytes();
         serde_json::from_slice(&body).map_err(|error| Failure::Unreadable(error.to_string()))
@@ -311,6 +377,9 @@ impl Lines {
                     if let Ok(data) = frame.into_data() {
                         self.rest.extend_from_slice(&data);
                     }
+                    if self.rest.len() > OBJECT_MAX && !self.rest[looked..].contains(&b'\n') {
+                        return Err(too_long(OBJECT_MAX));
+                    }
                 }
             }
         }
@@ -374,8 +443,11 @@ async fn refusal(response: Response<Body>) -> Failure {
     let header = response.headers().get(header::RETRY_AFTER);
     let header = header.and_then(|value| value.to_str().ok()?.parse().ok());
     let header = header.map(Duration::from_secs);
-    let body = response.into_body().collect().await;
-    let body = body.map(http_body_util::Collected::to_bytes);
+    let body = Limited::new(response.into_body(), REFUSAL_MAX);
+    let body = body
+        .collect()
+        .await
+        .map(http_body_util::Collected::to_bytes);
     let body = body.unwrap_or_default();
     match serde_json::from_slice::<Status>(&body) {
         Ok(status) => Failure::of_status(&Status { code, ..status }, header),
@@ -386,6 +458,15 @@ async fn refusal(response: Response<Body>) -> Failure {
             retry_after: header,
         },
     }
+}
+
+/// There are more than any cluster has.
+pub(crate) fn too_many(resource: &str) -> Failure {
+    Failure::Unreadable(format!("{resource} has more than {OBJECTS_MAX} objects"))
+}
+
+fn too_long(bytes_max: usize) -> Failure {
+    Failure::Unreadable(format!("it is longer than {} MiB", bytes_max >> 20))
 }
 
 fn unreachable(error: &kube::Error) -> Failure {
@@ -406,7 +487,8 @@ fn chain(error: &dyn std::error::Error) -> String {
     shortened(&text)
 }
 
-fn shortened(text: &str) -> String {
+/// A text as far as people read it.
+pub(crate) fn shortened(text: &str) -> String {
     match text.char_indices().nth(SENTENCE) {
         Some((end, _)) => format!("{}...", &text[..end]),
         None => text.to_owned(),

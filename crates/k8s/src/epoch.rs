@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 /// Between two epochs that are published.
-const PAUSE_SECS: i64 = 10;
+pub(crate) const PAUSE: Duration = Duration::from_secs(10);
 
 /// The number of a start. Kept on disk from one to the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -30,8 +30,7 @@ impl Epoch {
             .map_or(i64::MAX, |then| now.saturating_sub(then));
         // A clock that was set back says nothing of how long it was.
         let held = if since < 0 { 0 } else { since };
-        let hold = PAUSE_SECS.saturating_sub(held).clamp(0, PAUSE_SECS);
-        let hold = Duration::from_secs(hold.unsigned_abs());
+        let hold = PAUSE.saturating_sub(Duration::from_secs(held.unsigned_abs()));
         let published = last.published;
         (Self { number, published }, hold)
     }

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use serde::{Deserialize, Serialize};
 
+use crate::access::shortened;
 use crate::objects::{MeshNodeObject, NodeObject};
 use crate::resources::{Enforcement, MeshNodeStatus, Mode};
 
@@ -95,6 +96,10 @@ pub enum RecordError {
 const POD_CIDRS_MAX: usize = 8;
 /// Addresses of each kind that are looked at.
 const ADDRESSES_MAX: usize = 8;
+/// Labels of those that a kubelet cannot set that are looked at.
+const LABELS_MAX: usize = 64;
+/// Endpoints and names of a record that are looked at, as many as the schema allows.
+const OF_RECORD_MAX: usize = 8;
 
 impl NodeFacts {
     /// Reads a `Node`.
@@ -134,7 +139,7 @@ impl NodeFacts {
             pod_cidrs,
             addresses,
             unreadable,
-            restricted_labels: restricted.cloned().collect(),
+            restricted_labels: restricted.take(LABELS_MAX).cloned().collect(),
             ready: conditions
                 .any(|condition| condition.kind == "Ready" && condition.status == "True"),
         }
@@ -156,7 +161,7 @@ impl Record {
         }
         let endpoint = |text: &String| {
             text.parse()
-                .map_err(|_| RecordError::Endpoint(text.clone()))
+                .map_err(|_| RecordError::Endpoint(shortened(text)))
         };
         if spec.port == 0 {
             return Err(RecordError::Port);
@@ -166,10 +171,11 @@ impl Record {
         Ok(Self {
             node_uid: spec.node_uid.clone(),
             created: created.map_or(i64::MAX, |time| time.0.as_second()),
-            public_key: spec.public_key.clone(),
+            public_key: shortened(&spec.public_key),
             endpoints: spec
                 .endpoints
                 .iter()
+                .take(OF_RECORD_MAX)
                 .map(endpoint)
                 .collect::<Result<_, _>>()?,
             port: spec.port,
@@ -185,7 +191,10 @@ impl Progress {
         Self {
             peers_expected: status.peers_expected,
             peers_ready: status.peers_ready,
-            unreached: status.unreached.clone(),
+            unreached: status.unreached.as_ref().map(|names| {
+                let names = names.iter().take(OF_RECORD_MAX);
+                names.map(|name| shortened(name)).collect()
+            }),
             enforcement: status.enforcement,
             latched: status.latched,
         }
@@ -207,7 +216,7 @@ fn read<'a, T: std::str::FromStr>(
         .filter_map(|text| match text.parse() {
             Ok(value) => Some(value),
             Err(_) => {
-                unreadable.push(text.clone());
+                unreadable.push(shortened(text));
                 None
             }
         })

@@ -57,6 +57,8 @@ pub struct ResourceHealth {
     pub synced: bool,
     /// What went wrong last, while it is wrong.
     pub error: Option<String>,
+    /// That is since this daemon has no right to it.
+    pub denied: bool,
 }
 
 /// What tasks share with those who look.
@@ -75,7 +77,9 @@ pub(crate) struct Shared {
 pub(crate) struct Store {
     pub(crate) view: Arc<View>,
     /// Every Mesh by name, of which the one called default counts.
-    pub(crate) meshes: Option<BTreeMap<String, MeshSpec>>,
+    pub(crate) meshes: Option<BTreeMap<String, Result<MeshSpec, String>>>,
+    /// Why that one cannot be read, while it cannot.
+    pub(crate) unreadable_mesh: Option<String>,
     /// The addresses of every EndpointSlice that was asked for.
     pub(crate) slices: Option<BTreeMap<String, BTreeSet<IpAddr>>>,
     /// This node's own record, whole.
@@ -89,7 +93,8 @@ pub(crate) struct Store {
 struct Heard {
     at: Option<Instant>,
     synced: bool,
-    error: Option<String>,
+    /// In a sentence, and whether this daemon has no right to it.
+    error: Option<(String, bool)>,
 }
 
 impl Feed {
@@ -157,13 +162,20 @@ impl Feed {
         std::mem::take(&mut self.shared.store().changed_nodes)
     }
 
+    /// Why the [`Mesh`](crate::Mesh) cannot be read as it is now, in a sentence. The view has what it said
+    /// before.
+    pub fn unreadable_mesh(&self) -> Option<String> {
+        self.shared.store().unreadable_mesh.clone()
+    }
+
     /// How each resource is followed.
     pub fn health(&self) -> Health {
         let store = self.shared.store();
         let of = |heard: &Heard| ResourceHealth {
             silent: heard.at.map(|at| at.elapsed()),
             synced: heard.synced,
-            error: heard.error.clone(),
+            error: heard.error.as_ref().map(|(sentence, _)| sentence.clone()),
+            denied: heard.error.as_ref().is_some_and(|(_, denied)| *denied),
         };
         Health(
             store
@@ -220,6 +232,7 @@ impl Shared {
     }
 
     fn failed(&self, kind: &'static str, failure: &Failure) {
-        self.store().health.entry(kind).or_default().error = Some(failure.to_string());
+        let error = Some((failure.sentence(), failure.lacks_right()));
+        self.store().health.entry(kind).or_default().error = error;
     }
 }

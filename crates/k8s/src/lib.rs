@@ -55,7 +55,7 @@ pub use resources::{
     Condition, ConditionType, Enforcement, Exceptions, GROUP, MESH, Mesh, MeshNode, MeshNodeSpec,
     MeshNodeStatus, MeshSpec, Mode, RulePriorities, VERSION,
 };
-pub use settings::{Settings, SettingsError};
+pub use settings::{Excepted, Settings, SettingsError};
 pub use snapshot::{Snapshot, SnapshotError};
 pub use stage::{Holdup, Holdups, Missing, Own, Stage};
 pub use trust::{Distrust, Identity};

@@ -9,6 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 
+use crate::access::shortened;
 use crate::resources::{MeshNodeSpec, MeshNodeStatus, MeshSpec};
 
 /// What of an object's metadata is read.
@@ -78,7 +79,9 @@ pub struct MeshNodeObject {
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct MeshObject {
     pub(crate) metadata: Metadata,
-    pub(crate) spec: MeshSpec,
+    /// What it says, or which field of it says what this version does not know.
+    #[serde(deserialize_with = "explained")]
+    pub(crate) spec: Result<MeshSpec, String>,
 }
 
 /// What of a `Namespace` is read.
@@ -103,6 +106,31 @@ pub(crate) struct SliceEndpoint {
 fn lenient<'de, D: Deserializer<'de>, T: DeserializeOwned>(from: D) -> Result<Option<T>, D::Error> {
     let value = serde_json::Value::deserialize(from)?;
     Ok(serde_json::from_value(value).ok())
+}
+
+/// A spec; or a sentence on the first of its fields that cannot be read. Each has a default, so that each
+/// can be read without the others.
+fn explained<'de, D: Deserializer<'de>>(from: D) -> Result<Result<MeshSpec, String>, D::Error> {
+    let value = serde_json::Value::deserialize(from)?;
+    let whole = match serde_json::from_value(value.clone()) {
+        Ok(spec) => return Ok(Ok(spec)),
+        Err(error) => error,
+    };
+    let fields = value.as_object().into_iter().flatten();
+    let mut wrong = fields.filter_map(|(name, value)| {
+        let alone = serde_json::json!({ name: value });
+        let error = serde_json::from_value::<MeshSpec>(alone).err()?;
+        Some((name, value, error))
+    });
+    let sentence = match wrong.next() {
+        Some((name, value, error)) => format!(
+            "spec.{name} of the Mesh is {}, which this version of warrend cannot read: {error}; set \
+             another, or update warrend on this node",
+            shortened(&value.to_string())
+        ),
+        None => format!("spec of the Mesh cannot be read: {whole}"),
+    };
+    Ok(Err(sentence))
 }
 
 /// A page of a list.

@@ -7,10 +7,11 @@ use serde::Serialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::json;
 
-use crate::access::{Client, Failure};
+use crate::access::{Client, Failure, OBJECTS_MAX, too_many};
 use crate::facts::NodeFacts;
 use crate::objects::{List, MeshNodeObject, MeshObject, NodeObject};
 use crate::resources::{Enforcement, GROUP, MESH, MeshNodeSpec, MeshNodeStatus, MeshSpec, VERSION};
+use crate::settings::Excepted;
 
 /// Objects of one answer, so that none is larger than a few megabytes.
 const PAGE: u32 = 500;
@@ -70,7 +71,7 @@ impl Client {
                 ready: facts.ready,
                 outside: mesh
                     .as_ref()
-                    .is_some_and(|mesh| is_outside(mesh, name, &facts)),
+                    .is_some_and(|mesh| Excepted::of(&mesh.exceptions).covers(name, &facts)),
                 record: records
                     .remove(name)
                     .and_then(|record| of_node(record, &facts)),
@@ -98,7 +99,7 @@ impl Client {
 
     async fn mesh(&self) -> Result<Option<MeshSpec>, Failure> {
         match self.get::<MeshObject>(&mesh_uri()).await {
-            Ok(mesh) => Ok(Some(mesh.spec)),
+            Ok(mesh) => mesh.spec.map(Some).map_err(Failure::Unreadable),
             Err(failure) if failure.code() == Some(404) => Ok(None),
             Err(failure) => Err(failure),
         }
@@ -112,8 +113,11 @@ impl Client {
             if !next.is_empty() {
                 uri = format!("{uri}&continue={next}");
             }
-            let page: List<T> = self.get(&uri).await?;
+            let page: List<T> = self.list(&uri).await?;
             items.extend(page.items);
+            if items.len() > OBJECTS_MAX {
+                return Err(too_many(resource));
+            }
             next = page.metadata.next;
             if next.is_empty() {
                 return Ok(items);
@@ -124,13 +128,6 @@ impl Client {
 
 fn mesh_uri() -> String {
     format!("/apis/{GROUP}/{VERSION}/meshes/{MESH}")
-}
-
-fn is_outside(mesh: &MeshSpec, name: &str, facts: &NodeFacts) -> bool {
-    let exceptions = &mesh.exceptions;
-    let mut labels = exceptions.labels.iter();
-    exceptions.nodes.iter().any(|node| node == name)
-        || labels.any(|label| facts.restricted_labels.contains(label))
 }
 
 /// The record, if it is of this very node and of a version that can be read.

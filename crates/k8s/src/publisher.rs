@@ -20,7 +20,7 @@ use warren_mesh::NodeName;
 use self::events::Events;
 pub use self::events::{Event, Severity};
 use self::step::{Pace, Seen, Step, step};
-use crate::access::{Client, Failure};
+use crate::access::{Client, Denied, Failure};
 use crate::backoff::{Backoff, jittered};
 use crate::facts::Progress;
 use crate::feed::{Feed, Shared};
@@ -70,6 +70,8 @@ pub enum Holds {
 pub struct PublishReport {
     /// Why the record is not as it should be, if it is not and that is not a matter of a moment.
     pub error: Option<String>,
+    /// That is so since this daemon has no right to write it.
+    pub denied: bool,
     /// What became of a write to a foreign record.
     pub foreign: Foreign,
     /// The epoch that the record has by the API server's word.
@@ -81,13 +83,15 @@ pub struct PublishReport {
 }
 
 /// What becomes of this daemon's write to another node's record. It is tried without doing it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Foreign {
     /// It was not tried yet.
     #[default]
     Untried,
-    /// It is refused, as it should be.
+    /// An admission policy refuses it, as it should be.
     Refused,
+    /// It is refused, but by no policy: a daemon without rights is told nothing of whether there is one.
+    Unknown(String),
     /// It is taken: any daemon could replace any node's key.
     Taken,
 }
@@ -171,6 +175,12 @@ impl Publisher {
     }
 }
 
+impl PublishReport {
+    fn ails(&mut self, error: Option<String>, denied: bool) {
+        (self.error, self.denied) = (error, denied);
+    }
+}
+
 impl Mine {
     fn report(&self) -> MutexGuard<'_, PublishReport> {
         self.report.lock().unwrap_or_else(PoisonError::into_inner)
@@ -194,7 +204,7 @@ async fn publish(client: Client, shared: Arc<Shared>, mine: Arc<Mine>, hold: Dur
         let want = wanted.borrow_and_update().clone();
         let next = want.map(|want| {
             let seen = seen(&shared, acknowledged.as_ref(), own_change);
-            let want = with_identity(want, mine.report().foreign, &seen);
+            let want = with_identity(want, &mine.report().foreign, &seen);
             step(
                 &want,
                 &shared.node,
@@ -207,11 +217,11 @@ async fn publish(client: Client, shared: Arc<Shared>, mine: Arc<Mine>, hold: Dur
         let result = match next {
             None => None,
             Some(Step::Nothing) => {
-                mine.report().error = None;
+                mine.report().ails(None, false);
                 None
             }
             Some(Step::Stopped(why)) => {
-                mine.report().error = Some(why);
+                mine.report().ails(Some(why), false);
                 None
             }
             Some(Step::Wait(until)) => Some(Err(until)),
@@ -230,14 +240,15 @@ async fn publish(client: Client, shared: Arc<Shared>, mine: Arc<Mine>, hold: Dur
             Some(Ok(Ok(object))) => {
                 backoff.reset();
                 let mut report = mine.report();
-                report.error = None;
+                report.ails(None, false);
                 report.epoch = object.spec.as_ref().map(|spec| spec.epoch);
                 report.writes += 1;
                 acknowledged = Some(Acknowledged { object, own_change });
                 continue;
             }
             Some(Ok(Err(failure))) => {
-                mine.report().error = Some(failure.to_string());
+                let sentence = format!("meshnodes cannot be written: {}", failure.sentence());
+                mine.report().ails(Some(sentence), failure.lacks_right());
                 backoff.wait(failure.retry_after()).await;
                 continue;
             }
@@ -305,7 +316,7 @@ async fn write(
 
 /// With the condition [`ConditionType::IdentityEnforced`], if nobody has stated it. Before it was tried
 /// it stays what it was, so that a start changes nothing.
-fn with_identity(mut wanted: Wanted, foreign: Foreign, seen: &Seen) -> Wanted {
+fn with_identity(mut wanted: Wanted, foreign: &Foreign, seen: &Seen) -> Wanted {
     let kind = ConditionType::IdentityEnforced;
     let stated = |holds, reason: &str, message: &str| Stated {
         holds,
@@ -323,7 +334,14 @@ fn with_identity(mut wanted: Wanted, foreign: Foreign, seen: &Seen) -> Wanted {
         Foreign::Refused => stated(
             Holds::True,
             "ForeignRecordRefused",
-            "the API server refuses this daemon the records of other nodes",
+            "an admission policy refuses this daemon the records of other nodes",
+        ),
+        Foreign::Unknown(why) => stated(
+            Holds::Unknown,
+            "Untold",
+            &format!(
+                "no policy was asked whether this daemon may write the records of other nodes: {why}"
+            ),
         ),
         Foreign::Taken => stated(
             Holds::False,
@@ -357,19 +375,27 @@ async fn try_foreign(client: Client, mine: Arc<Mine>) {
         let tried = client.apply::<serde_json::Value>(&uri, object).await;
         let foreign = match &tried {
             Ok(_) => Foreign::Taken,
-            Err(failure) if failure.is_refusal_of_rights() => Foreign::Refused,
-            Err(failure) => {
-                backoff.wait(failure.retry_after()).await;
-                continue;
-            }
+            Err(failure) => match failure.denied() {
+                Some(Denied::Policy) => Foreign::Refused,
+                Some(Denied::Rights) => Foreign::Unknown(failure.sentence()),
+                Some(Denied::Credentials) | None => {
+                    backoff.wait(failure.retry_after()).await;
+                    continue;
+                }
+            },
         };
-        backoff.reset();
-        let changed = std::mem::replace(&mut mine.report().foreign, foreign) != foreign;
-        if changed {
+        let is_known = !matches!(foreign, Foreign::Unknown(_));
+        let before = std::mem::replace(&mut mine.report().foreign, foreign.clone());
+        if before != foreign {
             // The record says it, too.
             mine.wanted.send_modify(|_| {});
         }
-        time::sleep(jittered(TRY_AGAIN)).await;
+        if is_known {
+            backoff.reset();
+            time::sleep(jittered(TRY_AGAIN)).await;
+        } else {
+            backoff.wait(None).await;
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use warren_mesh::{Mesh, Steering};
 
 use crate::facts::NodeFacts;
-use crate::resources::{Enforcement, MeshSpec, Mode};
+use crate::resources::{Enforcement, Exceptions, MeshSpec, Mode};
 
 /// What the operator sets for all nodes, in the planner's terms.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,12 +20,19 @@ pub struct Settings {
     pub keepalive: Option<u16>,
     /// Where endpoints may lie that are not addresses of the `Node`.
     pub allowed_endpoints: Vec<IpNet>,
-    /// Nodes that stay outside, by name.
-    pub excepted_nodes: BTreeSet<String>,
-    /// Nodes that stay outside, by a label that no kubelet can set.
-    pub excepted_labels: BTreeSet<String>,
+    /// Nodes that stay outside.
+    pub excepted: Excepted,
     /// Every daemon is to take away what it made. The enforcement is permissive then.
     pub removed: bool,
+}
+
+/// Nodes that stay outside the mesh.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Excepted {
+    /// By name.
+    pub nodes: BTreeSet<String>,
+    /// By a label that no kubelet can set.
+    pub labels: BTreeSet<String>,
 }
 
 /// Why a [`MeshSpec`] cannot be used. The last one that could stays in force.
@@ -90,16 +97,29 @@ impl Settings {
             mode,
             keepalive: (spec.keepalive_seconds > 0).then_some(spec.keepalive_seconds),
             allowed_endpoints: prefixes("allowedEndpointCIDRs", &spec.allowed_endpoint_cidrs)?,
-            excepted_nodes: spec.exceptions.nodes.iter().cloned().collect(),
-            excepted_labels: spec.exceptions.labels.iter().cloned().collect(),
+            excepted: Excepted::of(&spec.exceptions),
             removed: spec.enforcement == Enforcement::Removed,
         })
     }
 
     /// Whether the node of this name is an exception, which stays outside the mesh.
     pub fn excepts(&self, name: &str, facts: &NodeFacts) -> bool {
-        self.excepted_nodes.contains(name)
-            || !self.excepted_labels.is_disjoint(&facts.restricted_labels)
+        self.excepted.covers(name, facts)
+    }
+}
+
+impl Excepted {
+    /// Reads what the operator says of them.
+    pub fn of(exceptions: &Exceptions) -> Self {
+        Self {
+            nodes: exceptions.nodes.iter().cloned().collect(),
+            labels: exceptions.labels.iter().cloned().collect(),
+        }
+    }
+
+    /// Whether the node of this name is one of them.
+    pub fn covers(&self, name: &str, facts: &NodeFacts) -> bool {
+        self.nodes.contains(name) || !self.labels.is_disjoint(&facts.restricted_labels)
     }
 }
 

@@ -28,10 +28,6 @@ pub struct Snapshot {
     pub view: View,
     /// What was believed of it.
     pub known: Known,
-    /// Prefixes that were reached through the tunnel.
-    pub latched: BTreeSet<IpNet>,
-    /// This node has turned strict.
-    pub strict: bool,
     /// The epoch of its last start.
     pub epoch: Epoch,
     /// Peers with which there was traffic, which are called first after a start.
@@ -74,10 +70,6 @@ struct Form {
     api_servers: BTreeSet<IpAddr>,
     #[serde(default)]
     known: BTreeMap<String, KnownForm>,
-    #[serde(default)]
-    latched: BTreeSet<IpNet>,
-    #[serde(default)]
-    strict: bool,
     #[serde(default)]
     epoch: Epoch,
     #[serde(default)]
@@ -124,8 +116,6 @@ impl Snapshot {
             known: (self.known.0.iter())
                 .map(|(name, known)| (name.to_string(), KnownForm::of(known)))
                 .collect(),
-            latched: self.latched.clone(),
-            strict: self.strict,
             epoch: self.epoch,
             spoke_with: self.spoke_with.iter().map(ToString::to_string).collect(),
         };
@@ -144,9 +134,6 @@ impl Snapshot {
             if value.is_empty() {
                 return Err(invalid(field, value));
             }
-        }
-        if let Some(prefix) = form.latched.iter().find(|prefix| prefix.prefix_len() == 0) {
-            return Err(invalid("latched", &prefix.to_string()));
         }
         let mut known = BTreeMap::new();
         for (name, form) in form.known {
@@ -169,8 +156,6 @@ impl Snapshot {
             },
             mesh: form.mesh,
             known: Known(known),
-            latched: form.latched,
-            strict: form.strict,
             epoch: form.epoch,
             spoke_with: spoke_with.collect::<Result<_, _>>()?,
         })

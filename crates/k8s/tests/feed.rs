@@ -262,7 +262,7 @@ async fn a_burst_of_events_is_one_change_and_none_is_lost() {
 }
 
 #[tokio::test]
-async fn a_mesh_that_nobody_can_read_leaves_the_last_one_in_force() {
+async fn a_mesh_that_nobody_can_read_leaves_the_last_one_in_force_and_is_told_of_in_a_sentence() {
     let server = Server::start().await;
     let path = "/apis/mesh.warren.dev/v1alpha1/meshes";
     server.hold(path);
@@ -284,20 +284,73 @@ async fn a_mesh_that_nobody_can_read_leaves_the_last_one_in_force() {
     stream.event("ADDED", &mesh(5, "Staged")).await;
     stream.event("BOOKMARK", &list_end(7)).await;
     until(&mut feed, |view| matches!(view.mesh, Some(Some(_)))).await;
+    assert_eq!(feed.unreadable_mesh(), None);
     stream.event("MODIFIED", &mesh(8, "Sometimes")).await;
-    // It asks again from where it was, and says why.
-    let (asked, reply) = server.asked(path).await;
-    assert!(asked.query.ends_with("resourceVersion=7"), "{asked:?}");
-    let error = feed.health().0["meshes"].error.clone();
-    assert!(error.is_some_and(|error| error.contains("Sometimes")));
+    feed.changed().await;
+    let sentence = feed.unreadable_mesh().expect("it cannot be read");
+    for part in [
+        "spec.enforcement",
+        "\"Sometimes\"",
+        "Staged",
+        "update warrend",
+    ] {
+        assert!(sentence.contains(part), "{sentence}");
+    }
     assert!(matches!(feed.view().mesh, Some(Some(_))));
-    let mut stream = reply.stream().await;
+    // It is followed further on the same watch.
     stream.event("MODIFIED", &mesh(9, "Permissive")).await;
     until(&mut feed, |view| {
         let mesh = view.mesh.as_ref().and_then(Option::as_ref);
         mesh.is_some_and(|mesh| mesh.enforcement == Enforcement::Permissive)
     })
     .await;
+    assert_eq!(feed.unreadable_mesh(), None);
+}
+
+#[tokio::test]
+async fn a_line_without_an_end_is_not_read_to_its_end() {
+    let server = Server::start().await;
+    let (feed, mut stream) = watching(&server).await;
+    let piece = vec![b' '; 1 << 20];
+    // More than any object has; somewhere on the way nobody reads any more.
+    for _ in 0..64 {
+        if !stream.write(&piece).await {
+            break;
+        }
+    }
+    let (asked, _watch) = server.asked(NODES).await;
+    assert!(asked.query.ends_with("resourceVersion=7"), "{asked:?}");
+    let error = feed.health().0["nodes"].error.clone();
+    assert!(error.is_some_and(|error| error.contains("longer than 8 MiB")));
+    assert_eq!(names(&feed.view()), ["a", "b"]);
+}
+
+#[tokio::test]
+async fn a_list_without_an_end_is_not_read_to_its_end() {
+    let server = Server::start().await;
+    let mut feed = feed(&server).await;
+    let (_, reply) = server.asked(NODES).await;
+    reply.refuse(422, "no", None).await;
+    let mut next = None;
+    for page in 0..=40_u64 {
+        let (asked, reply) = server.asked(NODES).await;
+        assert_eq!(
+            asked.query.contains("continue"),
+            next.is_some(),
+            "{asked:?}"
+        );
+        let node = |number| node(&format!("n{}", page * 500 + number), 3);
+        let nodes: Vec<Value> = (0..500).map(node).collect();
+        next = Some("on");
+        reply.page(&nodes, 9, next).await;
+    }
+    // It is asked for anew, from the beginning, later.
+    let (asked, _reply) = server.asked(NODES).await;
+    assert!(!asked.query.contains("continue"), "{asked:?}");
+    let error = feed.health().0["nodes"].error.clone();
+    assert!(error.is_some_and(|error| error.contains("more than 20000")));
+    assert_eq!(feed.view().nodes, None);
+    assert!(feed.changed_nodes().is_empty());
 }
 
 #[tokio::test]

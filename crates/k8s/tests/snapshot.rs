@@ -74,12 +74,8 @@ fn what_is_no_snapshot_or_one_of_another_version_is_refused_by_name() {
         changed(|value| value["known"]["b"]["endpoints"] = json!(["a b"])),
         invalid("an endpoint", "a b")
     );
-    assert_eq!(
-        changed(|value| value["latched"] = json!(["0.0.0.0/0"])),
-        invalid("latched", "0.0.0.0/0")
-    );
     for change in [
-        (|value| value["latched"] = json!(["10.0.0.0/33"])) as fn(&mut Value),
+        (|value| value["known"]["b"]["prefixes"] = json!(["10.0.0.0/33"])) as fn(&mut Value),
         |value| value["cluster"] = json!(1),
         |value| value["records"]["b"]["port"] = json!(70_000),
     ] {
@@ -98,12 +94,12 @@ fn what_a_later_version_adds_is_passed_over_and_what_an_earlier_one_lacked_is_em
     let mut value: Value = serde_json::from_slice(&snapshot().to_bytes()).expect("JSON");
     value["more"] = json!({"of": "it"});
     let fields = value.as_object_mut().expect("an object");
-    for field in ["latched", "spokeWith", "apiServers", "epoch", "strict"] {
+    for field in ["spokeWith", "apiServers", "epoch"] {
         assert!(fields.remove(field).is_some(), "{field}");
     }
     let read = Snapshot::from_bytes(value.to_string().as_bytes()).expect("a snapshot");
     assert_eq!(read.known, snapshot().known);
-    assert!(read.latched.is_empty() && !read.strict);
+    assert!(read.spoke_with.is_empty());
 }
 
 fn snapshot() -> Snapshot {
@@ -158,8 +154,6 @@ fn snapshot() -> Snapshot {
         mesh: Some(mesh),
         view,
         known,
-        latched: BTreeSet::from(["10.244.98.0/24".parse().expect("a prefix")]),
-        strict: true,
         epoch: Epoch::next(None, 1_800_000_000)
             .0
             .published_at(1_800_000_001),

@@ -73,12 +73,12 @@ fn a_ready_node_without_a_daemon_holds_the_cluster_up_unless_it_is_an_exception(
         BTreeMap::from([("bare".to_owned(), Holdup::NoRecord)])
     );
     let mut excepting = settings();
-    excepting.excepted_nodes = BTreeSet::from(["bare".to_owned()]);
+    excepting.excepted.nodes = BTreeSet::from(["bare".to_owned()]);
     assert_eq!(view.stage(&excepting, &identity(), RUNNING), Stage::Strict);
 
     let mut excepting = settings();
     let label = "node-restriction.kubernetes.io/outside";
-    excepting.excepted_labels = BTreeSet::from([label.to_owned()]);
+    excepting.excepted.labels = BTreeSet::from([label.to_owned()]);
     assert_ne!(view.stage(&excepting, &identity(), RUNNING), Stage::Strict);
     node(&mut view, "bare")
         .restricted_labels

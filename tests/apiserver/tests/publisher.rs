@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicyBinding;
 use k8s_openapi::api::core::v1::{Event as ApiEvent, Node};
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use k8s_openapi::api::rbac::v1::ClusterRole;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt as _};
 use serde_json::json;
 use tokio::time::Instant;
@@ -14,7 +15,7 @@ use warren_k8s::{
     ConditionType, Enforcement, Event, Feed, Foreign, Holds, MeshNode, MeshNodeSpec, Mode,
     Progress, Publisher, Severity, Stated, connect,
 };
-use warren_tests_apiserver::{Cluster, Daemon, Options, Server, eventually, synced};
+use warren_tests_apiserver::{Cluster, Daemon, Options, Server, eventually, is_forbidden, synced};
 
 #[tokio::test]
 async fn a_daemon_makes_its_record_with_status_and_conditions() {
@@ -203,6 +204,43 @@ async fn without_the_policy_a_daemon_says_that_it_may_write_foreign_records() {
             .len(),
         1
     );
+}
+
+#[tokio::test]
+async fn a_daemon_without_the_right_to_write_does_not_take_that_for_the_policy() {
+    let cluster = own_cluster().await;
+    cluster.node("poor", &[]).await;
+    let daemon = cluster.daemon("poor").await;
+    let roles: Api<ClusterRole> = Api::all(cluster.admin.clone());
+    let mut role = roles.get("warrend").await.expect("it is installed");
+    let rules = role.rules.get_or_insert_default();
+    rules.retain(|rule| !rule.verbs.iter().any(|verb| verb == "patch"));
+    let replaced = roles
+        .replace("warrend", &PostParams::default(), &role)
+        .await;
+    replaced.expect("the operator may");
+    eventually("the right is gone", || async {
+        daemon
+            .apply_dry(&daemon.record())
+            .await
+            .is_err_and(|error| is_forbidden(&error))
+    })
+    .await;
+    let publishing = publishing_in(cluster, daemon, Duration::ZERO).await;
+    publishing.want(&progress(0));
+    eventually("it was tried", || async {
+        match publishing.publisher.report().foreign {
+            Foreign::Untried => false,
+            Foreign::Unknown(why) => why.contains("rights.yaml"),
+            other => panic!("{other:?}"),
+        }
+    })
+    .await;
+    eventually("it says that it cannot publish", || async {
+        let report = publishing.publisher.report();
+        report.denied && report.error.is_some_and(|why| why.contains("rights.yaml"))
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -20,8 +20,8 @@ use warren_k8s::{
     Progress, Proposal, Publisher, Record, Settings, Severity as Gravity, Stage, View, connect,
 };
 use warren_mesh::{
-    Candidate, Enforcement, NodeName, Place, Plan, Resolved, Roster, Secrets, Severity, Underlay,
-    plan,
+    Candidate, Cause, Enforcement, NodeName, Place, Plan, Resolved, Roster, Secrets, Severity,
+    Underlay, plan,
 };
 use warren_netlink::{Host, Surroundings};
 use warren_state::StateDir;
@@ -55,6 +55,8 @@ pub(crate) struct ClusterSource {
     distrust: Option<Distrust>,
     /// What is wrong with the Mesh as it is now, whose last good state is in force.
     refused: Vec<String>,
+    /// What this daemon has no right to, a sentence each.
+    denied: Vec<String>,
     /// What followed from it last.
     made: Option<Made>,
     /// The API has told something in this run that was believed.
@@ -79,6 +81,8 @@ pub(crate) struct ClusterSource {
     larger_behind: Option<LargerBehind>,
     /// How often a peer's key has changed under the same uid.
     key_changes: u64,
+    /// Claims that are refused since another node has what is claimed: whose, and a sentence.
+    refused_claims: BTreeSet<(NodeName, String)>,
     reported: report::Reported,
 }
 
@@ -136,6 +140,7 @@ impl ClusterSource {
             believed,
             distrust: None,
             refused: Vec::new(),
+            denied: Vec::new(),
             made: None,
             is_live: false,
             was_ready: false,
@@ -150,6 +155,7 @@ impl ClusterSource {
             not_before: None,
             larger_behind: None,
             key_changes: 0,
+            refused_claims: BTreeSet::new(),
             reported: report::Reported::default(),
         })
     }
@@ -193,10 +199,27 @@ impl ClusterSource {
 
     /// Looks at what nobody tells of; whether the plan may be another now.
     pub(crate) fn tick(&mut self, around: &Around<'_>) -> bool {
+        let denied = self.denied != self.denials();
         let changed = self.look(around);
         self.memory.tick();
         self.post(around);
-        changed
+        changed || denied
+    }
+
+    /// What this daemon has no right to now, a sentence each.
+    fn denials(&self) -> Vec<String> {
+        let health = self.feed.health();
+        let unread = health.0.into_iter().filter(|(_, health)| health.denied);
+        let unread = unread
+            .filter_map(|(kind, health)| Some(format!("{kind} cannot be read: {}", health.error?)));
+        let report = self.publisher.report();
+        let unwritten = report.error.filter(|_| report.denied);
+        unread.chain(unwritten).collect()
+    }
+
+    /// What this daemon has no right to, when it was last looked at.
+    pub(crate) fn denied(&self) -> &[String] {
+        &self.denied
     }
 
     /// What is wrong with the Mesh as it is now.
@@ -207,6 +230,11 @@ impl ClusterSource {
     /// What this node should be, given what is around it now.
     pub(crate) fn aim(&mut self, host: &mut Host) -> Result<Aim, String> {
         self.began = Instant::now();
+        let denied = self.denials();
+        for sentence in denied.iter().filter(|it| !self.denied.contains(it)) {
+            tracing::error!("{sentence}");
+        }
+        self.denied = denied;
         self.take_in()?;
         self.is_stale = false;
         let Some(view) = self.believed.take() else {
@@ -370,9 +398,15 @@ impl ClusterSource {
 
     fn plan_by(&mut self, view: &View, host: &mut Host) -> Result<Aim, String> {
         let good = self.memory.mesh().cloned();
+        if let Some(sentence) = self.feed.unreadable_mesh() {
+            return self.stay_with(good, vec![sentence], view, host);
+        }
         let wanted = view.mesh.clone().flatten();
         // A Mesh that somebody deletes by mistake takes nothing away.
         let Some(wanted) = wanted.or_else(|| good.clone()) else {
+            if view.mesh.is_none() {
+                return Err(self.waiting());
+            }
             let proposal = proposal(view);
             return Err(format!(
                 "there is no Mesh called default; make one with {proposal}"
@@ -385,20 +419,60 @@ impl ClusterSource {
                 Ok(self.take_on(outcome, view))
             }
             Err(sentences) => {
-                if self.refused != sentences {
-                    for sentence in &sentences {
-                        tracing::error!("the Mesh is refused: {sentence}");
-                    }
-                }
-                self.refused = sentences;
-                let Some(good) = good.filter(|good| *good != wanted) else {
-                    return Err(self.refused.join("\n"));
-                };
-                let outcome = self.outcome(&good, view, host);
-                let outcome = outcome.map_err(|sentences| sentences.join("\n"))?;
-                Ok(self.take_on(outcome, view))
+                let good = good.filter(|good| *good != wanted);
+                self.stay_with(good, sentences, view, host)
             }
         }
+    }
+
+    /// The Mesh as it is now is refused for these reasons, and the last good one stays in force.
+    fn stay_with(
+        &mut self,
+        good: Option<MeshSpec>,
+        sentences: Vec<String>,
+        view: &View,
+        host: &mut Host,
+    ) -> Result<Aim, String> {
+        if self.refused != sentences {
+            for sentence in &sentences {
+                tracing::error!("the Mesh is refused: {sentence}");
+            }
+        }
+        self.refused = sentences;
+        let Some(good) = good else {
+            return Err(self.refused.join("\n"));
+        };
+        let outcome = self.outcome(&good, view, host);
+        let outcome = outcome.map_err(|sentences| sentences.join("\n"))?;
+        Ok(self.take_on(outcome, view))
+    }
+
+    /// People are told of claims that are refused since another node has what is claimed.
+    fn tell_of_refused_claims(&mut self, plan: &Plan) {
+        let refused = (plan.problems.iter()).filter_map(|problem| {
+            let contested = matches!(
+                problem.cause,
+                Cause::DuplicateKey { .. } | Cause::AddressTaken { .. } | Cause::Overlap { .. }
+            );
+            match &problem.subject.place {
+                Place::Node(name) if contested => Some((name.clone(), problem.to_string())),
+                _ => None,
+            }
+        });
+        let refused: BTreeSet<(NodeName, String)> = refused.collect();
+        let view = self.believed.as_ref();
+        for (name, message) in refused.difference(&self.refused_claims) {
+            // All see it, and one is enough to tell of it.
+            let teller = view.and_then(|view| next_after(view, name.as_str()));
+            if teller == Some(self.node.as_str()) {
+                self.publisher.event(Told {
+                    severity: Gravity::Warning,
+                    reason: "ClaimRefused".to_owned(),
+                    message: message.clone(),
+                });
+            }
+        }
+        self.refused_claims = refused;
     }
 
     /// What follows from this Mesh, or the sentences that refuse it. Changes nothing, so that one that is
@@ -542,6 +616,7 @@ impl ClusterSource {
 
     /// The plan is made true, as far as the host lets: calls who is new, and publishes.
     pub(crate) fn realised(&mut self, plan: &Plan, around: &Around<'_>) {
+        self.tell_of_refused_claims(plan);
         let pause = (self.began.elapsed() * REST).min(PAUSE_MAX);
         self.not_before = Some(Instant::now() + pause);
         let is_first = !std::mem::replace(&mut self.has_called, true);

@@ -136,28 +136,32 @@ impl Kind for Meshes {
     const NAME: &'static str = "meshes";
     const PATH: &'static str = "/apis/mesh.warren.dev/v1alpha1/meshes";
     type Object = MeshObject;
-    type Item = MeshSpec;
+    type Item = Result<MeshSpec, String>;
 
     fn metadata(object: &MeshObject) -> &Metadata {
         &object.metadata
     }
 
-    fn read(object: &MeshObject) -> MeshSpec {
+    fn read(object: &MeshObject) -> Self::Item {
         object.spec.clone()
     }
 
-    fn items(store: &Store) -> Option<&BTreeMap<String, MeshSpec>> {
+    fn items(store: &Store) -> Option<&BTreeMap<String, Self::Item>> {
         store.meshes.as_ref()
     }
 
-    fn slot(store: &mut Store) -> &mut Option<BTreeMap<String, MeshSpec>> {
+    fn slot(store: &mut Store) -> &mut Option<BTreeMap<String, Self::Item>> {
         &mut store.meshes
     }
 
     fn settle(store: &mut Store, _: impl Iterator<Item = String>) {
-        let mesh = store.meshes.as_ref();
-        let mesh = mesh.map(|meshes| meshes.get(MESH).cloned());
-        Arc::make_mut(&mut store.view).mesh = mesh;
+        let Some(meshes) = &store.meshes else { return };
+        let mesh = meshes.get(MESH).cloned().transpose();
+        store.unreadable_mesh = mesh.as_ref().err().cloned();
+        // What it said before stays in the view.
+        if let Ok(mesh) = mesh {
+            Arc::make_mut(&mut store.view).mesh = Some(mesh);
+        }
     }
 }
 

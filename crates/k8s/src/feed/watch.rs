@@ -18,7 +18,7 @@ use tokio::time::{self, Instant};
 
 use super::Shared;
 use super::kinds::Kind;
-use crate::access::{Client, Failure, Lines};
+use crate::access::{Client, Failure, Lines, OBJECTS_MAX, too_many};
 use crate::backoff::{Backoff, jittered, spread};
 use crate::objects::{List, Metadata, NamespaceObject};
 
@@ -203,7 +203,7 @@ impl<K: Kind> Follower<K> {
             })?;
             let event: Event<'_> = parsed(&line)?;
             match event.kind {
-                "ADDED" | "MODIFIED" => arriving.add(&self.shared, object(&event)?),
+                "ADDED" | "MODIFIED" => arriving.add(&self.shared, object(&event)?)?,
                 "DELETED" => arriving.remove(&object(&event)?),
                 "BOOKMARK" => {
                     let Metadata {
@@ -233,9 +233,9 @@ impl<K: Kind> Follower<K> {
                 // It is in the alphabet of URLs.
                 uri.push_str(&format!("&continue={next}"));
             }
-            let page: List<K::Object> = self.client.get(&uri).await?;
+            let page: List<K::Object> = self.client.list(&uri).await?;
             for object in page.items {
-                arriving.add(&self.shared, object);
+                arriving.add(&self.shared, object)?;
             }
             next = page.metadata.next;
             if next.is_empty() {
@@ -268,7 +268,7 @@ impl<K: Kind> Follower<K> {
     fn event(&mut self, line: &[u8]) -> Result<(), Failure> {
         let event: Event<'_> = parsed(line)?;
         let version = match event.kind {
-            "ADDED" | "MODIFIED" => self.put(object(&event)?),
+            "ADDED" | "MODIFIED" => self.put(object(&event)?)?,
             "DELETED" => self.remove(&object(&event)?),
             "BOOKMARK" => object::<Bookmark>(&event)?.metadata.resource_version,
             _ => return Err(Failure::of_event(&object(&event)?)),
@@ -286,7 +286,7 @@ impl<K: Kind> Follower<K> {
     }
 
     /// Takes an object over; its version.
-    fn put(&self, object: K::Object) -> String {
+    fn put(&self, object: K::Object) -> Result<String, Failure> {
         let Metadata {
             name,
             resource_version,
@@ -294,7 +294,12 @@ impl<K: Kind> Follower<K> {
         } = K::metadata(&object).clone();
         let item = K::read(&object);
         let mut store = self.shared.store();
-        let changed = K::items(&store).and_then(|items| items.get(&name)) != Some(&item);
+        let items = K::items(&store);
+        let before = items.and_then(|items| items.get(&name));
+        if before.is_none() && items.is_some_and(|items| items.len() >= OBJECTS_MAX) {
+            return Err(too_many(K::NAME));
+        }
+        let changed = before != Some(&item);
         if changed {
             let slot: &mut Option<BTreeMap<String, K::Item>> = K::slot(&mut store);
             slot.get_or_insert_default().insert(name.clone(), item);
@@ -303,7 +308,7 @@ impl<K: Kind> Follower<K> {
         let own = K::seen(&mut store, &self.shared.node, &name, Some(object));
         drop(store);
         self.told(changed, own);
-        resource_version
+        Ok(resource_version)
     }
 
     /// Forgets an object; the version of its end.
@@ -344,13 +349,17 @@ impl<K: Kind> Arriving<K> {
         }
     }
 
-    fn add(&mut self, shared: &Shared, object: K::Object) {
+    fn add(&mut self, shared: &Shared, object: K::Object) -> Result<(), Failure> {
         let name = K::metadata(&object).name.clone();
         let own = name == shared.node.as_str();
         self.items.insert(name, K::read(&object));
         if own {
             self.own = Some(object);
         }
+        if self.items.len() > OBJECTS_MAX {
+            return Err(too_many(K::NAME));
+        }
+        Ok(())
     }
 
     fn remove(&mut self, object: &K::Object) {

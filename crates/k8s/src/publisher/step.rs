@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use warren_mesh::NodeName;
 
 use super::{Holds, Stated, Wanted, bytes, record};
+use crate::epoch;
 use crate::facts::is_owned;
 use crate::objects::MeshNodeObject;
 use crate::resources::{ConditionType, MeshNodeSpec, MeshNodeStatus};
@@ -18,9 +19,6 @@ const SPEC: Duration = Duration::from_secs(1);
 
 /// Between two writes of the spec at most.
 const SPEC_AT_MOST: Duration = Duration::from_secs(60);
-
-/// Between two epochs.
-const EPOCH: Duration = Duration::from_secs(10);
 
 /// Between two writes of a status that says something new of the node.
 const STATUS: Duration = Duration::from_secs(1);
@@ -149,7 +147,10 @@ pub(super) fn step(
             .as_ref()
             .and_then(|record| Some(record.spec.as_ref()?.epoch));
         let new_epoch = epoch.is_some_and(|epoch| epoch != wanted.spec.epoch);
-        let epoch_from = pace.spec_at.filter(|_| new_epoch).map(|at| at + EPOCH);
+        let epoch_from = pace
+            .spec_at
+            .filter(|_| new_epoch)
+            .map(|at| at + epoch::PAUSE);
         let from = epoch_from.map_or(pace.spec_from, |from| from.max(pace.spec_from));
         return if now < from {
             Step::Wait(from)

@@ -189,6 +189,13 @@ impl Stream {
             .expect("it is read");
     }
 
+    /// Writes bytes of a line. Whether somebody reads still.
+    pub(crate) async fn write(&mut self, bytes: &[u8]) -> bool {
+        let head = format!("{:x}\r\n", bytes.len());
+        let chunk = [head.as_bytes(), bytes, b"\r\n"].concat();
+        self.0.write_all(&chunk).await.is_ok()
+    }
+
     pub(crate) async fn end(mut self) {
         self.0.write_all(b"0\r\n\r\n").await.expect("it is read");
     }

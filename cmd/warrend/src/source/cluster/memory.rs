@@ -187,8 +187,6 @@ impl Memory {
                     mesh: None,
                     view: View::default(),
                     known: Known::default(),
-                    latched: BTreeSet::new(),
-                    strict: false,
                     epoch: self.epoch,
                     spoke_with: BTreeSet::new(),
                 });

@@ -323,7 +323,9 @@ impl ClusterSource {
     /// What is not as it should be beyond the plan, a sentence each.
     pub(crate) fn complaints(&self) -> Vec<String> {
         let mut complaints = Vec::new();
-        complaints.extend(self.publisher.report().error);
+        complaints.extend(self.denied.iter().cloned());
+        let report = self.publisher.report();
+        complaints.extend(report.error.filter(|_| !report.denied));
         match &self.distrust {
             Some(distrust) if !matches!(distrust, Distrust::Partial(_)) => {
                 complaints.push(format!("all stays as it is, since {distrust}"));
