@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Node as NodeObject;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use k8s_openapi::api::core::v1::{Event, Node as NodeObject};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
@@ -18,7 +18,7 @@ use warren_control::status::Status;
 use warren_k8s::{Access, Mesh, MeshNode};
 use warren_tests_apiserver::{Cluster, Options, Server, object};
 use warren_tests_lab::patiently;
-use warren_tests_mesh::{Daemon, Host, Wiretap, listen, warrend};
+use warren_tests_mesh::{Daemon, Host, Seen, Wiretap, listen, warrend};
 
 use crate::Way;
 
@@ -181,6 +181,15 @@ impl Lab {
 
     /// A host with its pod, its `Node`, and a way to the API server. Its daemon is not started.
     pub fn join(&self, number: u8) -> Node {
+        self.join_with(number, &prefixes_of(number))
+    }
+
+    /// The same, where the `Node` has no prefixes yet.
+    pub fn join_without_prefixes(&self, number: u8) -> Node {
+        self.join_with(number, &[])
+    }
+
+    fn join_with(&self, number: u8, prefixes: &[String]) -> Node {
         let name = format!("n{number}");
         let host = Host::new();
         let pod = Host::new();
@@ -212,7 +221,7 @@ impl Lab {
             ip route add default via 10.244.{number}.1
             ip route add default via fd00:10:244:{number}::1"
         ));
-        self.add_node(&name, number);
+        self.add_node_with(&name, number, prefixes);
         let kubeconfig = self.credentials(&name);
         let server = server_of(&kubeconfig);
         let scratch = &self.scratch.0;
@@ -233,15 +242,16 @@ impl Lab {
 
     /// Makes the `Node` of a host; its uid.
     pub fn add_node(&self, name: &str, number: u8) -> String {
-        let prefixes = [
-            format!("10.244.{number}.0/24"),
-            format!("fd00:10:244:{number}::/64"),
-        ];
+        self.add_node_with(name, number, &prefixes_of(number))
+    }
+
+    /// The same, with these prefixes.
+    pub fn add_node_with(&self, name: &str, number: u8, prefixes: &[String]) -> String {
         let node = object(json!({
             "apiVersion": "v1",
             "kind": "Node",
             "metadata": {"name": name},
-            "spec": {"podCIDR": prefixes[0], "podCIDRs": prefixes},
+            "spec": {"podCIDR": prefixes.first(), "podCIDRs": prefixes},
             "status": {
                 "addresses": [
                     {"type": "InternalIP", "address": format!("192.0.2.{number}")},
@@ -263,6 +273,31 @@ impl Lab {
         self.wait(patched).expect("the Node is there");
     }
 
+    /// Gives a `Node` that has none its prefixes, as the controller manager does.
+    pub fn give_prefixes(&self, name: &str, prefixes: &[String]) {
+        let patch = Patch::Merge(json!({
+            "spec": {"podCIDR": prefixes.first(), "podCIDRs": prefixes},
+        }));
+        let nodes = self.nodes();
+        let by = PatchParams::default();
+        let patched = nodes.patch(name, &by, &patch);
+        self.wait(patched).expect("the Node has none");
+    }
+
+    /// The events of this reason: on which `Node`, and what they say.
+    pub fn events(&self, reason: &str) -> Vec<(String, String)> {
+        let events: Api<Event> = Api::namespaced(self.cluster.admin.clone(), "default");
+        let events = self.wait(events.list(&ListParams::default()));
+        let events = events.expect("the operator may").into_iter();
+        events
+            .filter(|event| event.reason.as_deref() == Some(reason))
+            .map(|event| {
+                let node = event.involved_object.name.unwrap_or_default();
+                (node, event.message.unwrap_or_default())
+            })
+            .collect()
+    }
+
     /// A new pod of a node's daemon: what its token is in.
     pub fn credentials(&self, name: &str) -> PathBuf {
         let daemon = self.wait(self.cluster.daemon(name));
@@ -274,14 +309,24 @@ impl Lab {
 
     /// Listens on the underlay from now on.
     pub fn listen(&mut self) {
-        self.wiretap = Some(listen(&self.underlay, &PODS));
+        self.listen_for(&PODS);
+    }
+
+    /// Listens for what is from or to these prefixes alone.
+    pub fn listen_for(&mut self, prefixes: &[&str]) {
+        self.wiretap = Some(listen(&self.underlay, prefixes));
+    }
+
+    /// Listens no more; what was seen.
+    #[track_caller]
+    pub fn stop_listening(&mut self) -> Seen {
+        self.wiretap.take().expect("it listens").stop()
     }
 
     /// Listens no more: that tunnels were seen, and nothing of pods in the clear.
     #[track_caller]
     pub fn assert_closed(&mut self) {
-        let wiretap = self.wiretap.take().expect("it listens");
-        wiretap.stop().assert_closed();
+        self.stop_listening().assert_closed();
     }
 
     /// Waits until all of these are so ready as they expect of each other.
@@ -460,6 +505,14 @@ impl Node {
         let answer = asked.join().expect("nobody panics");
         answer.unwrap_or_else(|error| panic!("{error}: {}", self.log()))
     }
+}
+
+/// The prefixes of the pods of a node with this number.
+pub fn prefixes_of(number: u8) -> [String; 2] {
+    [
+        format!("10.244.{number}.0/24"),
+        format!("fd00:10:244:{number}::/64"),
+    ]
 }
 
 /// Of two nodes one is the first to send through the tunnel. Until the other does, what it sends in the

@@ -17,7 +17,7 @@
 mod lab;
 mod way;
 
-pub use lab::{ASKED_AGAIN, Cni, Lab, Node, PODS, check_reverse_paths_loosely};
+pub use lab::{ASKED_AGAIN, Cni, Lab, Node, PODS, check_reverse_paths_loosely, prefixes_of};
 pub use warren_tests_lab::patiently;
 pub use warren_tests_mesh::{Arrivals, Daemon, Flood, Flow, Host, Seen, Wiretap, warren};
 pub use way::Way;

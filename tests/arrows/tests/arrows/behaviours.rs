@@ -40,25 +40,35 @@ fn each_behaviour_is_in_the_table_once_and_either_has_a_test_or_is_said_to_lack_
 
 #[test]
 fn each_test_that_the_table_names_is_in_the_tree() {
+    let rows = table().into_iter();
+    let named = rows.map(|row| (format!("behaviour {}", row.number), row.tests));
+    assert_in_tree(named.chain(failures()));
+}
+
+#[test]
+fn each_failure_on_kubernetes_has_a_test() {
+    for (failure, tests) in failures() {
+        assert!(!tests.is_empty(), "{failure} has no test in {TABLE}");
+    }
+}
+
+fn assert_in_tree(named: impl Iterator<Item = (String, Vec<(String, String)>)>) {
     let mut known: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     let mut wrong = Vec::new();
-    for row in table() {
-        for (name, file) in row.tests {
+    for (what, tests) in named {
+        for (name, file) in tests {
             let path = root()
                 .join(TABLE)
                 .parent()
                 .expect("the table lies in a folder")
                 .join(&file);
             if !path.is_file() {
-                wrong.push(format!("behaviour {}: there is no {file}", row.number));
+                wrong.push(format!("{what}: there is no {file}"));
                 continue;
             }
             let tests = known.entry(file.clone()).or_insert_with(|| tests_in(&path));
             if !tests.contains(&name) {
-                wrong.push(format!(
-                    "behaviour {}: {file} has no test {name}",
-                    row.number
-                ));
+                wrong.push(format!("{what}: {file} has no test {name}"));
             }
         }
     }
@@ -112,6 +122,19 @@ fn table() -> Vec<Row> {
         })
         .collect();
     assert!(!rows.is_empty(), "{TABLE} has no rows");
+    rows
+}
+
+/// The rows `| failure | tests |` of the table behind that of behaviours.
+fn failures() -> Vec<(String, Vec<(String, String)>)> {
+    let text = std::fs::read_to_string(root().join(TABLE)).expect("it is in docs/");
+    let (_, behind) = text.split_once("| Failure | Tests |").expect("its heading");
+    let rows = behind.lines().skip(2).filter_map(|line| {
+        let (failure, tests) = line.strip_prefix('|')?.split_once('|')?;
+        Some((failure.trim().to_owned(), links(tests)))
+    });
+    let rows: Vec<_> = rows.collect();
+    assert!(!rows.is_empty(), "{TABLE} has no failures");
     rows
 }
 

@@ -43,6 +43,75 @@ fn an_api_server_that_is_away_changes_nothing_and_is_followed_when_it_is_back() 
     lab.assert_closed();
 }
 
+/// Whether the server cannot tell any more what has happened since this version.
+fn is_expired(lab: &Lab, version: &str) -> bool {
+    let uri = format!("/api/v1/nodes?watch=true&timeoutSeconds=1&resourceVersion={version}");
+    let request = http::Request::get(uri).body(Vec::new()).expect("a request");
+    match lab.wait(lab.cluster.admin.request_text(request)) {
+        Ok(events) => events.contains("\"code\":410"),
+        Err(kube::Error::Api(status)) => status.code == 410,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// Longer than any watch, list or probe of a connection waits before it is given up.
+#[test]
+fn an_api_server_that_is_away_for_over_a_minute_costs_no_packet() {
+    let (mut lab, mut nodes) = Lab::of(2, "Strict");
+    lab.settle(&nodes);
+    lab.listen();
+    let flow = Flow::start(&nodes[0].pod, &nodes[1].pod, "10.244.2.5");
+    lab.server.halt();
+    for node in &mut nodes {
+        node.be_patient(Duration::from_secs(120));
+        node.until("it has heard nothing for over a minute", |status| {
+            let api = status.cluster.as_ref().map(|cluster| &cluster.api);
+            api.is_some_and(|api| api.values().all(|feed| feed.staleness_s > 65))
+        });
+        assert!(node.http("/readyz").starts_with("HTTP/1.1 200"));
+    }
+    lab.wait(lab.server.resume());
+    for node in &mut nodes {
+        node.be_patient(ASKED_AGAIN);
+        node.until("it hears of it again", |status| {
+            let api = status.cluster.as_ref().map(|cluster| &cluster.api);
+            api.is_some_and(|api| {
+                (api.values()).all(|feed| feed.error.is_none() && feed.staleness_s < 60)
+            })
+        });
+    }
+    flow.go_on();
+    flow.end_whole();
+    lab.assert_closed();
+}
+
+#[test]
+fn what_changed_while_a_watch_expired_is_followed_and_nobody_is_gone_for_a_moment() {
+    let (mut lab, mut nodes) = Lab::of(3, "Strict");
+    lab.settle(&nodes);
+    lab.listen();
+    let flow = Flow::start(&nodes[0].pod, &nodes[1].pod, "10.244.2.5");
+    let known = lab.wait(lab.nodes().list(&ListParams::default()));
+    let known = known.expect("the operator may").metadata.resource_version;
+    nodes[0].shut_way();
+    let deleted = lab.wait(lab.nodes().delete("n3", &DeleteParams::default()));
+    deleted.expect("it is there");
+    nodes[2].end(rustix::process::Signal::TERM);
+    // What a server remembers of the past ends with it.
+    lab.server.halt();
+    lab.wait(lab.server.resume());
+    lab.add_node("n4", 4);
+    assert!(is_expired(&lab, &known.unwrap_or_default()));
+    nodes[0].open_way();
+    nodes[0].be_patient(ASKED_AGAIN);
+    nodes[0].until("n3 has gone", |status| {
+        let cluster = status.cluster.as_ref();
+        cluster.is_some_and(|cluster| cluster.peers_expected == 1)
+    });
+    flow.end_whole();
+    lab.assert_closed();
+}
+
 #[test]
 fn an_api_server_with_other_data_takes_no_peer_away() {
     let (mut lab, nodes) = Lab::of(2, "Strict");

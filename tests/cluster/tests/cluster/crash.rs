@@ -1,5 +1,6 @@
 //! Daemons that die, hosts that boot, and how long it takes.
 
+use std::fs;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -69,6 +70,80 @@ fn a_booted_node_encrypts_before_the_api_answers_and_leaks_nothing_before_that()
     flood.stop();
     nodes[0].open_way();
     lab.settle(&nodes);
+    lab.assert_closed();
+}
+
+/// What is on the disk of a node whose clock was a year ahead when it ran last.
+const AHEAD: u64 = 365 * 24 * 3600;
+
+/// Peers take no initiation that is older than one that they have seen.
+#[test]
+fn a_node_whose_clock_was_set_back_is_not_taken_for_a_replay() {
+    let (mut lab, mut nodes) = Lab::of(2, "Strict");
+    lab.settle(&nodes);
+    let ceiling = nodes[0].state.join("timestamps.ceiling");
+    let refused = |nodes: &[warren_tests_cluster::Node]| {
+        let drops = nodes[1].daemon().status().drops;
+        drops.get("in_handshake_refused").copied().unwrap_or(0)
+    };
+    // A run with a clock that is ahead: what it sends is at most that old.
+    nodes[0].end(Signal::KILL);
+    let mut stamp = fs::read(&ceiling).expect("it has sent some");
+    let seconds = u64::from_be_bytes(*stamp.first_chunk().expect("TAI64N")) + AHEAD;
+    stamp[..8].copy_from_slice(&seconds.to_be_bytes());
+    fs::write(&ceiling, &stamp).expect("a scratch directory");
+    nodes[0].start();
+    lab.settle(&nodes);
+    nodes[0].talk_to(&nodes[1]);
+    // And the clock is right again.
+    let before = refused(&nodes);
+    nodes[0].end(Signal::KILL);
+    lab.listen();
+    nodes[0].start();
+    patiently("it is reached", Duration::from_secs(15), || {
+        nodes[0].pod.reaches("10.244.2.5") && nodes[1].pod.reaches("fd00:10:244:1::5")
+    });
+    assert_eq!(refused(&nodes), before);
+    let after = fs::read(&ceiling).expect("it stays");
+    assert!(after > stamp, "{after:?} {stamp:?}");
+    lab.assert_closed();
+    // Without what is on the disk it would be: so this test sees something.
+    nodes[0].end(Signal::KILL);
+    fs::remove_file(&ceiling).expect("it is there");
+    nodes[0].start();
+    let flow = Flood::start(&nodes[0].pod, &nodes[1].pod_addresses());
+    patiently("it is taken for a replay", Duration::from_secs(15), || {
+        refused(&nodes) > before
+    });
+    flow.stop();
+}
+
+#[test]
+fn daemons_that_are_replaced_one_after_another_stop_nobody_elses_traffic() {
+    let (mut lab, mut nodes) = Lab::of(4, "Strict");
+    lab.settle(&nodes);
+    lab.listen();
+    let through = Flow::start(&nodes[0].pod, &nodes[2].pod, "10.244.3.5");
+    for at in 0..nodes.len() {
+        let others: Vec<usize> = (0..nodes.len()).filter(|other| *other != at).collect();
+        let (from, to) = (&nodes[others[0]], &nodes[others[1]]);
+        // Somebody listens on n3 already.
+        let (from, to) = if to.number == 3 {
+            (to, from)
+        } else {
+            (from, to)
+        };
+        let between = Flow::start(&from.pod, &to.pod, &to.pod_addresses()[1]);
+        nodes[at].end(Signal::TERM);
+        nodes[at].start();
+        lab.settle(&nodes);
+        between.go_on();
+        between.end_whole();
+    }
+    through.go_on();
+    // A packet in two milliseconds, and each end was away once: for a second at most.
+    let lost = through.stop();
+    assert!(lost.len() < 1000, "{} were lost", lost.len());
     lab.assert_closed();
 }
 

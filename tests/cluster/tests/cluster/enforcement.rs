@@ -267,3 +267,48 @@ fn a_node_that_was_away_while_the_cluster_turned_strict_starts_strict() {
     nodes[0].start();
     all_enforce(&nodes, Enforcement::Strict);
 }
+
+/// All the way from the first latch to strict: nothing of what is latched is seen in the clear, and in the
+/// end nothing at all.
+#[test]
+fn nothing_latched_is_seen_in_the_clear_on_the_way_to_strict_and_nothing_at_all_after_it() {
+    let mut lab = Lab::new();
+    lab.mesh(json!({"podPrefixes": PODS}));
+    let mut nodes: Vec<Node> = (1..=3).map(|number| lab.join(number)).collect();
+    check_reverse_paths_loosely(&nodes);
+    // The third has no daemon yet and keeps the others staged.
+    nodes[0].start();
+    nodes[1].start();
+    lab.settle(&nodes[..2]);
+    nodes[0].until_latched();
+    nodes[1].until_latched();
+    all_enforce(&nodes[..2], Enforcement::Staged);
+    // The two send to each other alone, as much as they can and by every way.
+    lab.listen_for(&[
+        "10.244.1.0/24",
+        "10.244.2.0/24",
+        "fd00:10:244:1::/64",
+        "fd00:10:244:2::/64",
+    ]);
+    let mut floods: Vec<Flood> = [(0, 1), (1, 0)]
+        .map(|(from, to): (usize, usize)| {
+            Flood::start(&nodes[from].pod, &nodes[to].pod_addresses())
+        })
+        .into();
+    let flow = Flow::start(&nodes[0].pod, &nodes[1].pod, "10.244.2.5");
+    nodes[2].start();
+    all_enforce(&nodes, Enforcement::Strict);
+    floods.iter().for_each(Flood::go_on);
+    // From now on nobody sends anything of pods in the clear, to whomever.
+    let on_the_way = lab.stop_listening();
+    lab.listen();
+    for from in &nodes {
+        for to in nodes.iter().filter(|to| to.number != from.number) {
+            floods.push(Flood::start(&from.pod, &to.pod_addresses()));
+        }
+    }
+    floods.into_iter().for_each(Flood::stop);
+    flow.end_whole();
+    lab.assert_closed();
+    on_the_way.assert_closed();
+}

@@ -108,6 +108,12 @@ fn a_node_that_publishes_another_s_key_is_refused_and_cuts_nobody_off() {
         status.problems.iter().any(named)
     });
     assert!(!nodes[0].pod.reaches("10.244.3.5"));
+    // One of those who see it tells of it, whatever n3 says.
+    patiently("there is an event", Duration::from_secs(15), || {
+        let events = lab.events("ClaimRefused");
+        (events.iter()).any(|(_, message)| message.contains("n3") && message.contains("n2"))
+    });
+    assert_eq!(lab.events("ClaimRefused").len(), 1);
     flow.go_on();
     flow.end_whole();
     lab.assert_closed();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kube::api::DeleteParams;
 use serde_json::json;
-use warren_tests_cluster::{Lab, patiently};
+use warren_tests_cluster::{Lab, PODS, patiently, prefixes_of};
 
 #[test]
 fn three_strict_nodes_carry_their_pods_traffic_encrypted_and_nothing_in_the_clear() {
@@ -84,6 +84,28 @@ fn a_node_whose_address_changes_is_found_at_the_new_one() {
         })
     });
     patiently("both ways", Duration::from_secs(20), || {
+        nodes[0].pod.reaches("10.244.2.5") && nodes[1].pod.reaches("fd00:10:244:1::5")
+    });
+    nodes[0].talk_to(&nodes[1]);
+    lab.assert_closed();
+}
+
+/// The API server lets nobody change a `Node`'s prefixes, only give it some that has none.
+#[test]
+fn a_node_that_gets_its_prefixes_late_is_reached_by_them() {
+    let mut lab = Lab::new();
+    lab.mesh(json!({"podPrefixes": PODS, "enforcement": "Strict", "mode": "Route"}));
+    let mut nodes = vec![lab.join(1), lab.join_without_prefixes(2)];
+    for node in &mut nodes {
+        node.start();
+    }
+    patiently("both publish", Duration::from_secs(15), || {
+        nodes.iter().all(|node| lab.record(&node.name).is_some())
+    });
+    lab.listen();
+    assert!(!nodes[0].pod.reaches("10.244.2.5"), "nobody has that yet");
+    lab.give_prefixes("n2", &prefixes_of(2));
+    patiently("both are reached", Duration::from_secs(15), || {
         nodes[0].pod.reaches("10.244.2.5") && nodes[1].pod.reaches("fd00:10:244:1::5")
     });
     nodes[0].talk_to(&nodes[1]);

@@ -6,3 +6,4 @@ mod enforcement;
 mod identity;
 mod join;
 mod overlay;
+mod rights;
