@@ -96,6 +96,11 @@ impl Connection {
         })
     }
 
+    /// The socket, for whoever is told things without having asked.
+    pub(crate) fn into_socket(self) -> Socket {
+        self.socket
+    }
+
     /// Sends one request and waits for its acknowledgement.
     pub(crate) fn request(&mut self, message: &Message) -> Result<(), KernelError> {
         self.sequence = self.sequence.wrapping_add(1);

@@ -456,7 +456,7 @@ fn sets(config: &HostConfig, family: Family) -> [Set; 5] {
     ]
 }
 
-fn set(name: &'static str, family: Family, prefixes: &BTreeSet<IpNet>) -> Set {
+pub(crate) fn set(name: &'static str, family: Family, prefixes: &BTreeSet<IpNet>) -> Set {
     let of_family = prefixes
         .iter()
         .filter(|prefix| Family::of(prefix) == family);

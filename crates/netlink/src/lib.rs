@@ -30,6 +30,7 @@ mod owned;
 mod plan;
 mod route;
 mod sys;
+mod tap;
 mod watch;
 mod wire;
 
@@ -46,3 +47,4 @@ pub use observe::{Features, Nftables, Observed, Surroundings, TablesOfOthers};
 pub use owned::{Claim, Owned, StateError};
 pub use plan::{Change, Occupied, occupied, plan, plan_fence, plan_uninstall};
 pub use route::{Action, Address, Family, LOCAL_TABLE, Link, MAIN_TABLE, Route, RouteKind, Rule};
+pub use tap::{Sought, Tap, TapError, Tapped};

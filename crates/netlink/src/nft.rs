@@ -118,8 +118,12 @@ pub(crate) enum Match {
     NoWayBack,
     /// Its source is an address of this host.
     SourceIsLocal,
+    /// It is UDP from this port.
+    UdpFrom(u16),
     /// It is UDP to this port.
     UdpTo(u16),
+    /// The socket that sent it has this priority (`SO_PRIORITY`).
+    Priority(u32),
     /// It is an ICMP message of this family about a UDP packet to this port, whose beginning it repeats.
     Quotes(Family, u16),
 }
@@ -130,6 +134,9 @@ pub(crate) enum Verdict {
     Goto(&'static str),
     /// Counts under this name, then drops.
     Drop(&'static str),
+    /// Shows it to whoever listens at this group of the netfilter log, as many bytes as that asks for or as are
+    /// said here, and lets it pass.
+    Log(u16, Option<u32>),
     /// Gives it the address of the interface that it leaves by.
     Masquerade,
 }
@@ -148,13 +155,23 @@ impl std::fmt::Display for TableName {
 impl Table {
     /// The transaction that puts this table in the place of whatever has its name.
     pub(crate) fn replace(&self) -> Vec<Message> {
+        self.put(self.flags())
+    }
+
+    /// The same, where it is only for as long as the connection that makes it, if the kernel knows of that
+    /// (Linux 5.12).
+    pub(crate) fn borrow(&self) -> Vec<Message> {
+        self.put(NFT_TABLE_F_OWNER)
+    }
+
+    fn put(&self, flags: u32) -> Vec<Message> {
         let name = || text(1, &self.name.name);
         let message = |kind, flags, attrs: &[Attr]| message(&self.name, kind, flags, attrs);
         // An existing table is taken away; that there is one to take is made sure before.
         let mut messages = vec![
             message(NFT_MSG_NEWTABLE, NLM_F_CREATE, &[name()]),
             message(NFT_MSG_DELTABLE, 0, &[name()]),
-            message(NFT_MSG_NEWTABLE, NLM_F_CREATE, &self.table_attrs()),
+            message(NFT_MSG_NEWTABLE, NLM_F_CREATE, &self.table_attrs(flags)),
         ];
         messages.extend(self.contents());
         messages
@@ -264,13 +281,15 @@ impl Table {
             })
     }
 
-    fn table_attrs(&self) -> [Attr; 3] {
+    fn flags(&self) -> u32 {
+        match self.exclusive {
+            true => NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST,
+            false => 0,
+        }
+    }
+
+    fn table_attrs(&self, flags: u32) -> [Attr; 3] {
         let comment = bytes(NFTA_TABLE_USERDATA, &comment(self.comment));
-        let flags = if self.exclusive {
-            NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST
-        } else {
-            0
-        };
         [
             text(1, &self.name.name),
             be32(NFTA_TABLE_FLAGS, flags),
@@ -289,6 +308,23 @@ pub(crate) fn adopt(name: &TableName) -> Vec<Message> {
 /// The transaction that removes a table.
 pub(crate) fn remove(name: &TableName) -> Vec<Message> {
     vec![message(name, NFT_MSG_DELTABLE, 0, &[text(1, &name.name)])]
+}
+
+/// The names of all tables of a family.
+pub(crate) fn table_names(
+    connection: &mut Connection,
+    family: Option<Family>,
+) -> Result<Vec<String>, KernelError> {
+    let any = TableName {
+        family,
+        name: String::new(),
+    };
+    let tables = connection.dump(&message(&any, NFT_MSG_GETTABLE, 0, &[]))?;
+    let names = tables.iter().filter_map(|table| {
+        let name = find(table.get(4..)?, 1).and_then(wire::read_text)?;
+        Some(name.to_owned())
+    });
+    Ok(names.collect())
 }
 
 fn counter_attrs(table: &str, name: &str) -> Vec<Attr> {
@@ -374,6 +410,12 @@ impl Rule {
                 expressions.push(expression("objref", counter));
                 expressions.push(verdict(NF_DROP, None));
             }
+            Verdict::Log(group, bytes_max) => {
+                let mut log = vec![bytes(1, &group.to_be_bytes())];
+                log.extend(bytes_max.map(|most| be32(3, most)));
+                expressions.push(expression("log", log));
+                expressions.push(verdict(NF_ACCEPT, None));
+            }
             Verdict::Masquerade => expressions.push(expression("masq", Vec::new())),
         }
         vec![
@@ -429,13 +471,10 @@ impl Match {
                 let attrs = vec![be32(1, REGISTER), be32(2, address_type), be32(3, saddr)];
                 vec![expression("fib", attrs), equals(&2u32.to_ne_bytes())]
             }
+            Self::UdpFrom(port) => udp_port(0, *port),
             // The destination port is behind the source port.
-            Self::UdpTo(port) => vec![
-                meta(16),
-                equals(&[route::UDP]),
-                transport_header(2, 2),
-                equals(&port.to_be_bytes()),
-            ],
+            Self::UdpTo(port) => udp_port(2, *port),
+            Self::Priority(priority) => vec![meta(2), equals(&priority.to_ne_bytes())],
             // Behind eight bytes of ICMP the packet begins, without options or extensions where the kernel
             // made it.
             Self::Quotes(family, port) => {
@@ -454,6 +493,15 @@ impl Match {
             }
         }
     }
+}
+
+fn udp_port(offset: u32, port: u16) -> Vec<Attr> {
+    vec![
+        meta(16),
+        equals(&[route::UDP]),
+        transport_header(offset, 2),
+        equals(&port.to_be_bytes()),
+    ]
 }
 
 fn expression(name: &str, data: Vec<Attr>) -> Attr {
@@ -630,7 +678,7 @@ impl Found {
     pub(crate) fn of(table: &Table) -> Self {
         let body = |message: Message| message.payload()[4..].to_vec();
         let raw = |attrs: &[Attr]| body(message(&table.name, NFT_MSG_NEWTABLE, 0, attrs));
-        let mut definition = raw(&table.table_attrs());
+        let mut definition = raw(&table.table_attrs(table.flags()));
         if table.exclusive {
             definition.extend(raw(&[be32(NFTA_TABLE_OWNER, 1)]));
         }
