@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
-use warren_config::DeviceStatus;
+use warren_config::{DeviceStatus, Steering};
 use warren_control::status::{self, Cluster, Fences, Node, Peer, Source, Status};
 use warren_engine::Engine;
 use warren_mesh::{Description, NodeName, Plan};
@@ -129,7 +129,13 @@ impl Source for Board {
         status.problems.clone_from(&facts.problems);
         if let Some(plan) = &facts.plan {
             status.node.addresses.clone_from(&plan.host.addresses);
-            status.node.mesh_prefixes.clone_from(&plan.host.fence.mesh);
+            let fence = &plan.host.fence;
+            status.node.mesh_prefixes.clone_from(&fence.mesh);
+            status.node.own_prefixes.clone_from(&fence.local);
+            status.node.open_prefixes.clone_from(&fence.open);
+            if let Steering::Overlay { ports } = &plan.host.steering {
+                status.node.overlay_ports.clone_from(ports);
+            }
             name_peers(&mut status, plan, &facts);
             status.plan = (Description::of(plan).sections.into_iter())
                 .map(|section| status::Section {

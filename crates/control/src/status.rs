@@ -256,6 +256,15 @@ pub struct Node {
     /// All prefixes of the mesh: what is fenced.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub mesh_prefixes: BTreeSet<IpNet>,
+    /// Its own prefixes, which lead to what is behind it.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub own_prefixes: BTreeSet<IpNet>,
+    /// What of the mesh's prefixes is carried in the clear: exceptions that somebody asked for.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub open_prefixes: BTreeSet<IpNet>,
+    /// The UDP ports of the overlay whose packets are what is encrypted; none where prefixes are.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub overlay_ports: BTreeSet<u16>,
 }
 
 /// How a peer is doing.
