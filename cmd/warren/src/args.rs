@@ -56,9 +56,13 @@ Exit codes:
 
     /// Prove on this node's wire that only ciphertext leaves, to the right peer, and try to leak.
     ///
-    /// Pings every peer and reads along on every other interface; then sends marked packets to mesh
-    /// addresses past the tunnel in every way that a program has, and looks for them. What enters is
+    /// Asks every peer for an answer and reads along on every other interface; then sends marked packets to
+    /// mesh addresses past the tunnel in every way that a program has, and looks for them. What enters is
     /// looked at and not tried, since that takes somebody outside.
+    ///
+    /// It reads by packet sockets, and asks by pings, where it may (CAP_NET_RAW). With CAP_NET_ADMIN alone, as
+    /// in the pod of Kubernetes, it reads by netfilter's log, which hears what is routed but not what a bridge,
+    /// eBPF or a flow table carries, and asks by datagrams to closed ports. It says which.
     #[command(after_help = "\
 Examples:
   warren verify
@@ -74,6 +78,7 @@ Exit codes:
     #[command(after_help = "\
 Examples:
   warren cluster status
+  warren cluster verify
   warren cluster remove --timeout 120")]
     Cluster(Cluster),
 
@@ -205,6 +210,23 @@ Exit codes:
   2  the command line is not understood")]
     Status(ClusterStatus),
 
+    /// Prove from this node that what it sends to every other node of the cluster is ciphertext, one line each.
+    ///
+    /// Runs on a node, beside its warrend or in its pod, and does there what `warren verify` does. Which nodes
+    /// there should be it takes from the API server and not from the daemon. Nodes that are not Ready and those
+    /// that the Mesh leaves outside are shown and need not answer. It speaks for this node alone; for
+    /// the whole cluster run it in the pod of each.
+    #[command(after_help = "\
+Examples:
+  warren cluster verify
+  kubectl -n warren-system exec POD -- /bin/warren cluster verify
+
+Exit codes:
+  0  nothing leaks, and every Ready node has answered through the tunnel
+  1  something leaks, one has not, or it could not be looked at, and sentences say which and why
+  2  the command line is not understood")]
+    Verify(ClusterVerify),
+
     /// Have every daemon take away what it made, and wait until all have.
     ///
     /// Sets spec.enforcement of the Mesh to Removed: traffic travels in the clear from then on. Keys and
@@ -225,6 +247,18 @@ pub(crate) struct ClusterStatus {
     #[command(flatten)]
     pub(crate) access: Access,
     /// Print the objects and what is wrong as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ClusterVerify {
+    #[command(flatten)]
+    pub(crate) access: Access,
+    /// The tunnel's interface, where this host has several.
+    #[arg(long, short, value_name = "NAME")]
+    pub(crate) interface: Option<String>,
+    /// Print what came of each node, and all of `warren verify --json`, as JSON.
     #[arg(long)]
     pub(crate) json: bool,
 }

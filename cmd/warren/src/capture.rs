@@ -1,4 +1,5 @@
-//! What is on the wire: a packet socket, and what each frame on it is.
+//! What is on the wire: a packet socket, or netfilter's log where that may not be opened, and what each
+//! frame of it is.
 //!
 //! Frames are read here from their bytes and not by the crates that make them, since this is what
 //! those are judged by. Whatever is not recognised counts as "other" and is searched for the marker
@@ -7,12 +8,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
 use ipnet::IpNet;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt::set_socket_recv_buffer_size_force;
+use warren_netlink::Tap;
 
 use crate::sys::{Frame, PacketSocket};
 
@@ -28,8 +32,13 @@ const LINGER: Timespec = Timespec {
 /// Of how many sorts of leaks each is kept in words; more are only counted.
 const SORTS: usize = 16;
 
+/// Padding makes every data message a multiple of this many bytes.
+const STEP: usize = 16;
+
 const ARPHRD_ETHER: u16 = 1;
 const ARPHRD_LOOPBACK: u16 = 772;
+/// A link without a header of its own.
+const ARPHRD_NONE: u16 = 0xfffe;
 const ARP: u16 = 0x0806;
 const IPV4: u16 = 0x0800;
 const IPV6: u16 = 0x86dd;
@@ -41,6 +50,13 @@ pub(crate) struct Filter {
     pub(crate) interfaces: BTreeMap<u32, Heard>,
     /// Prefixes whose addresses should never be seen.
     pub(crate) mesh: Vec<IpNet>,
+    /// But for these, which are behind this host or exceptions: nor is a frame counted that goes to one, or
+    /// comes from one.
+    pub(crate) open: Vec<IpNet>,
+    /// Of which these are not.
+    pub(crate) addresses: BTreeSet<IpAddr>,
+    /// Where an overlay is what should never be seen, its UDP ports: nothing else is looked for then.
+    pub(crate) overlay_ports: BTreeSet<u16>,
     /// Bytes that should never be seen; none if empty.
     pub(crate) marker: Vec<u8>,
     /// The UDP ports of tunnels.
@@ -129,20 +145,69 @@ pub(crate) struct Capture {
     thread: JoinHandle<io::Result<Seen>>,
 }
 
+/// What hears frames.
+#[derive(Debug)]
+pub(crate) enum Wiretap {
+    /// Every frame of every interface.
+    Packets(PacketSocket),
+    /// The packets that netfilter was asked for.
+    Log(Tap),
+}
+
 /// A packet socket in the network namespace of the thread that opens it.
-pub(crate) fn open() -> io::Result<PacketSocket> {
-    PacketSocket::open(WAITING_BYTES)
+pub(crate) fn open() -> io::Result<Wiretap> {
+    PacketSocket::open(WAITING_BYTES).map(Wiretap::Packets)
+}
+
+impl Wiretap {
+    /// The log, with room for what waits to be read.
+    pub(crate) fn log(tap: Tap) -> Self {
+        // Refused to whoever is root in a user namespace alone; what does not fit is counted.
+        let _bounded = set_socket_recv_buffer_size_force(&tap, WAITING_BYTES);
+        Self::Log(tap)
+    }
+
+    fn next<'a>(&'a mut self, buffer: &'a mut [u8]) -> io::Result<Option<(Frame, &'a [u8])>> {
+        match self {
+            Self::Packets(socket) => socket.next(buffer),
+            Self::Log(tap) => Ok(tap.hear()?.map(|tapped| {
+                let frame = Frame {
+                    interface: tapped.interface,
+                    outgoing: tapped.outgoing,
+                    link: ARPHRD_NONE,
+                    segment: None,
+                };
+                (frame, tapped.bytes)
+            })),
+        }
+    }
+
+    fn lost(&self) -> io::Result<u64> {
+        match self {
+            Self::Packets(socket) => socket.lost().map(u64::from),
+            Self::Log(tap) => Ok(tap.lost()),
+        }
+    }
+}
+
+impl AsFd for Wiretap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Packets(socket) => socket.as_fd(),
+            Self::Log(tap) => tap.as_fd(),
+        }
+    }
 }
 
 impl Capture {
-    /// Reads what `socket` hears, from whatever thread.
-    pub(crate) fn start(socket: PacketSocket, filter: Filter) -> io::Result<Self> {
+    /// Reads what `wiretap` hears, from whatever thread.
+    pub(crate) fn start(wiretap: Wiretap, filter: Filter) -> io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let marked = Arc::new(AtomicU64::new(0));
         let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&marked));
         let thread = thread::Builder::new()
             .name("capture".to_owned())
-            .spawn(move || listen(&socket, &filter, &stopped, &counted))?;
+            .spawn(move || listen(wiretap, &filter, &stopped, &counted))?;
         Ok(Self {
             stop,
             marked,
@@ -166,7 +231,7 @@ impl Capture {
 }
 
 fn listen(
-    socket: &PacketSocket,
+    mut wiretap: Wiretap,
     filter: &Filter,
     stop: &AtomicBool,
     marked: &AtomicU64,
@@ -175,15 +240,15 @@ fn listen(
     let mut buffer = vec![0; FRAME_MAX];
     loop {
         let stopping = stop.load(Ordering::Relaxed);
-        while let Some((frame, bytes)) = socket.next(&mut buffer)? {
+        while let Some((frame, bytes)) = wiretap.next(&mut buffer)? {
             seen.frame(frame, bytes, filter);
         }
         marked.store(seen.marked, Ordering::Relaxed);
         if stopping {
-            seen.lost = socket.lost()?.into();
+            seen.lost = wiretap.lost()?;
             return Ok(seen);
         }
-        poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&LINGER))
+        poll(&mut [PollFd::new(&wiretap, PollFlags::IN)], Some(&LINGER))
             .map(drop)
             .or_else(|errno| match errno {
                 rustix::io::Errno::INTR => Ok(()),
@@ -210,7 +275,7 @@ impl Seen {
             return;
         };
         let addresses = addresses(kind, packet);
-        if (addresses.iter()).any(|address| filter.mesh.iter().any(|net| net.contains(address))) {
+        if filter.is_clear(frame.outgoing, kind, packet, &addresses) {
             self.clear_frames += 1;
             self.clear_out += u64::from(frame.outgoing);
             let sort = (frame.outgoing, in_words(kind, packet, &addresses));
@@ -233,7 +298,7 @@ impl Seen {
             from: datagram.from,
             to: datagram.to,
         };
-        let stride = frame.segment.unwrap_or(usize::MAX);
+        let stride = frame.segment.unwrap_or_else(|| stride(datagram.payload));
         // A datagram without payload is one, too.
         if datagram.payload.is_empty() {
             self.strange += 1;
@@ -244,6 +309,44 @@ impl Seen {
                 false => self.strange += 1,
             }
         }
+    }
+}
+
+impl Filter {
+    /// Whether a frame has something of the mesh in the clear that should not be there.
+    fn is_clear(&self, outgoing: bool, kind: u16, packet: &[u8], addresses: &[IpAddr]) -> bool {
+        let within =
+            |nets: &[IpNet], address: &IpAddr| nets.iter().any(|net| net.contains(address));
+        let is_open =
+            |address: &IpAddr| within(&self.open, address) && !self.addresses.contains(address);
+        let is_closed = |address: &IpAddr| within(&self.mesh, address) && !is_open(address);
+        if !self.overlay_ports.is_empty() {
+            return Datagram::read(kind, packet).is_some_and(|datagram| {
+                let far = if outgoing { datagram.to } else { datagram.from };
+                self.overlay_ports.contains(&datagram.to.port()) && is_closed(&far.ip())
+            });
+        }
+        // What goes to a pod of this host, or comes from one, is on its way to the tunnel or from it.
+        let [from, to] = [addresses.first(), addresses.get(1)];
+        let near = if outgoing { to } else { from };
+        !near.is_some_and(is_open) && addresses.iter().any(is_closed)
+    }
+}
+
+/// The length of each message, where a payload is many of a length: behind the first is another's header that
+/// says the same but the next number (section 5.4.6 of the paper). Only packet sockets tell it.
+fn stride(payload: &[u8]) -> usize {
+    let next = || {
+        let (header, _) = payload.split_first_chunk::<STEP>()?;
+        let number = u64::from_le_bytes(*header.last_chunk()?);
+        let mut next = *header;
+        next[8..].copy_from_slice(&number.wrapping_add(1).to_le_bytes());
+        let mut steps = payload.chunks_exact(STEP);
+        steps.position(|step| *step == next)
+    };
+    match (payload.first(), next()) {
+        (Some(4), Some(steps)) => steps * STEP,
+        _ => usize::MAX,
     }
 }
 
@@ -272,7 +375,6 @@ impl Messages {
 /// The type of what is in a frame, and its bytes.
 fn strip_link(link: u16, bytes: &[u8]) -> Option<(u16, &[u8])> {
     if !matches!(link, ARPHRD_ETHER | ARPHRD_LOOPBACK) {
-        // A link without a header of its own.
         return match bytes.first()? >> 4 {
             4 => Some((IPV4, bytes)),
             6 => Some((IPV6, bytes)),
@@ -438,6 +540,66 @@ mod tests {
     }
 
     #[test]
+    fn what_is_behind_this_host_may_be_spoken_to_by_the_mesh_and_nowhere_else() {
+        let net = |text: &str| -> IpNet { text.parse().expect("a prefix") };
+        let ip = |text: &str| -> IpAddr { text.parse().expect("an address") };
+        let filter = Filter {
+            mesh: vec![net("10.77.0.0/16")],
+            open: vec![net("10.77.1.0/24")],
+            addresses: [ip("10.77.1.0")].into(),
+            ..Filter::default()
+        };
+        let is_clear = |outgoing, from, to| {
+            let addresses = [ip(from), ip(to)];
+            filter.is_clear(outgoing, IPV4, &[], &addresses)
+        };
+        // On the way between the tunnel and a pod.
+        assert!(!is_clear(true, "10.77.2.5", "10.77.1.5"));
+        assert!(!is_clear(false, "10.77.1.5", "10.77.2.5"));
+        // A pod and the world.
+        assert!(!is_clear(true, "10.77.1.5", "198.51.100.1"));
+        // By a card, past the tunnel.
+        assert!(is_clear(true, "10.77.1.5", "10.77.2.5"));
+        assert!(is_clear(true, "192.0.2.1", "10.77.2.5"));
+        assert!(is_clear(true, "10.77.1.0", "198.51.100.1"));
+        assert!(is_clear(false, "10.77.2.5", "10.77.1.5"));
+    }
+
+    #[test]
+    fn of_an_overlay_its_port_is_what_counts() {
+        let filter = Filter {
+            mesh: vec!["0.0.0.0/0".parse().expect("a prefix")],
+            open: vec!["192.0.2.9/32".parse().expect("a prefix")],
+            overlay_ports: [PORT].into(),
+            ..Filter::default()
+        };
+        let mut frame = udp(b"wrapped");
+        let is_clear = |frame: &[u8]| filter.is_clear(true, IPV4, &frame[14..], &[]);
+        assert!(is_clear(&frame));
+        frame[14 + 19] = 9;
+        assert!(!is_clear(&frame), "an exception");
+        frame[14 + 19] = 2;
+        frame[14 + 22] ^= 1;
+        assert!(!is_clear(&frame), "another port");
+    }
+
+    #[test]
+    fn messages_of_one_length_are_told_apart_without_being_told_the_length() {
+        let numbered = |number: u64, len| {
+            let mut message = message(4, len);
+            message[4..8].copy_from_slice(b"peer");
+            message[8..16].copy_from_slice(&number.to_le_bytes());
+            message
+        };
+        let run = [numbered(7, 320), numbered(8, 320), numbered(9, 96)].concat();
+        let seen = look(&udp(&run), None).messages();
+        assert_eq!((seen.data, seen.data_bytes), (3, 736));
+        // Numbers that do not follow each other are no run.
+        let one = [numbered(7, 320), numbered(9, 320)].concat();
+        assert_eq!(look(&udp(&one), None).messages().data, 1);
+    }
+
+    #[test]
     fn the_marker_is_found_wherever_it_is() {
         assert_eq!(look(&udp(b"nothing"), None).marked, 0);
         assert_eq!(look(&udp(b"some marker here"), None).marked, 1);
@@ -459,6 +621,7 @@ mod tests {
             mesh: vec!["10.77.0.0/16".parse().expect("a prefix")],
             marker: b"marker".to_vec(),
             ports: [PORT].into(),
+            ..Filter::default()
         };
         let frame = Frame {
             interface: 7,

@@ -1,17 +1,20 @@
-//! `warren cluster`: how the mesh of a whole Kubernetes cluster is doing, and its end.
+//! `warren cluster`: how the mesh of a whole Kubernetes cluster is doing, what of it this node can prove, and its
+//! end.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use serde::Serialize;
 use serde_json::json;
 use tokio::runtime;
 use tokio::time::{self, Instant};
 use warren_k8s::{Access, Client, Enforcement, NodeOverview, Overview, connect};
 
 use crate::status::table;
+use crate::verify::{self, PeerVerdict, Verdict};
 use crate::{args, output};
 
 /// How often to look who has removed what.
@@ -27,6 +30,7 @@ pub(crate) fn run(args: &args::Cluster) -> anyhow::Result<ExitCode> {
     runtime.block_on(async {
         match &args.command {
             args::ClusterCommand::Status(args) => status(args).await,
+            args::ClusterCommand::Verify(args) => verify(args).await,
             args::ClusterCommand::Remove(args) => remove(args).await,
         }
     })
@@ -53,6 +57,140 @@ async fn status(args: &args::ClusterStatus) -> anyhow::Result<ExitCode> {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
     })
+}
+
+async fn verify(args: &args::ClusterVerify) -> anyhow::Result<ExitCode> {
+    let overview = client(&args.access).await?.overview().await?;
+    let status = verify::status_of(args.interface.as_deref())?;
+    let verdict = verify::judge(&status)?;
+    let nodes: BTreeMap<&String, Proof<'_>> = (overview.nodes.iter())
+        .filter(|(name, _)| **name != verdict.node)
+        .map(|(name, node)| (name, Proof::of(name, node, &verdict)))
+        .collect();
+    let mut wrong: Vec<String> = Vec::new();
+    if !overview.nodes.contains_key(&verdict.node) {
+        wrong.push(format!(
+            "{}: the cluster of this API server has no such Node",
+            verdict.node
+        ));
+    }
+    wrong.extend(nodes.iter().filter_map(|(name, proof)| {
+        let fault = proof.fault.as_ref()?;
+        Some(format!("{name}: {fault}"))
+    }));
+    // Whoever is no Node of the cluster any more may be a peer still.
+    let strangers = (verdict.peers.iter()).filter(|peer| !nodes.contains_key(&peer.name));
+    wrong.extend(strangers.filter_map(|peer| {
+        let fault = peer.fault.as_ref()?;
+        Some(format!("{}, which is no Node: {fault}", peer.name))
+    }));
+    let passed = verdict.passed && wrong.is_empty();
+    if args.json {
+        let told = json!({
+            "passed": passed,
+            "wrong": wrong,
+            "nodes": nodes,
+            "verdict": verdict,
+        });
+        let mut text = serde_json::to_string_pretty(&told)?;
+        text.push('\n');
+        output::raw(text.as_bytes())?;
+    } else {
+        output::raw(without_escapes(&proofs_in_words(&verdict, &nodes)).as_bytes())?;
+        for sentence in &wrong {
+            output::line(without_escapes(sentence))?;
+        }
+        verify::print_summary(&verdict, passed)?;
+    }
+    Ok(match passed {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
+}
+
+/// What this node can say of its traffic to another.
+#[derive(Debug, Serialize)]
+struct Proof<'a> {
+    /// What to make of it, in a word or two.
+    state: &'static str,
+    /// What is wrong, in a sentence.
+    fault: Option<String>,
+    #[serde(skip)]
+    peer: Option<&'a PeerVerdict>,
+}
+
+impl<'a> Proof<'a> {
+    fn of(name: &str, node: &NodeOverview, verdict: &'a Verdict) -> Self {
+        let peer = verdict.peers.iter().find(|peer| peer.name == name);
+        let proof = |state, fault: Option<String>| Self { state, fault, peer };
+        let wrong = |state, fault: &str| proof(state, Some(fault.to_owned()));
+        // What leaks does so whoever it is.
+        if let Some(fault) = peer.and_then(|peer| peer.fault.as_deref()) {
+            return wrong("WRONG", fault);
+        }
+        if node.outside {
+            return proof("outside", None);
+        }
+        let is_reached = peer.is_some_and(|peer| match verdict.overlay {
+            // An overlay answers nobody.
+            true => peer.records > 0,
+            false => peer.answered > 0,
+        });
+        match (is_reached, node.ready, &node.record, peer) {
+            (true, ..) => proof("sealed", None),
+            (_, false, ..) => proof("Node not Ready", None),
+            (_, _, None, _) => wrong(
+                "no daemon",
+                "no warrend has published a record for it: it is outside the mesh",
+            ),
+            (_, _, _, None) => wrong("unknown", "the daemon here does not know it"),
+            (_, _, _, Some(peer)) => match (peer.endpoint, &peer.remark) {
+                (None, Some(remark)) => wrong("no endpoint", remark),
+                (None, None) => wrong("no endpoint", "the daemon here has no endpoint of it"),
+                _ if verdict.overlay => wrong(
+                    "silent",
+                    "nothing was sealed for it: is its daemon running, and UDP to it open?",
+                ),
+                _ => wrong(
+                    "silent",
+                    "it has not answered through the tunnel: is its daemon running, and UDP to it open?",
+                ),
+            },
+        }
+    }
+}
+
+/// One line for each node but this one.
+fn proofs_in_words(verdict: &Verdict, nodes: &BTreeMap<&String, Proof<'_>>) -> String {
+    let from = if verdict.node.is_empty() {
+        "here"
+    } else {
+        &verdict.node
+    };
+    let columns = [
+        format!("FROM {from} TO"),
+        "ENDPOINT".to_owned(),
+        "ANSWERED".to_owned(),
+        "SEALED".to_owned(),
+        "TRIED PAST IT".to_owned(),
+        "STATE".to_owned(),
+    ];
+    let mut rows = vec![columns];
+    rows.extend(nodes.iter().map(|(name, proof)| {
+        let told = |tell: fn(&PeerVerdict) -> Option<String>| {
+            let told = proof.peer.and_then(tell);
+            told.unwrap_or_else(|| "-".to_owned())
+        };
+        [
+            (*name).clone(),
+            told(|peer| Some(peer.endpoint?.to_string())),
+            told(|peer| Some(format!("{}/{}", peer.answered, peer.asked))),
+            told(|peer| Some(peer.records.to_string())),
+            told(|peer| Some(peer.attempts.to_string())),
+            proof.state.to_owned(),
+        ]
+    }));
+    table(&rows)
 }
 
 async fn remove(args: &args::ClusterRemove) -> anyhow::Result<ExitCode> {
@@ -308,6 +446,55 @@ mod tests {
                 "new: its daemon has not said yet how it is doing",
                 "sick: Ready: barn has not been reached",
             ]
+        );
+    }
+
+    #[test]
+    fn each_node_is_proved_or_a_sentence_says_why_not() {
+        let overview = overview();
+        let peer = |name: &str, answered| PeerVerdict {
+            name: name.to_owned(),
+            endpoint: Some("192.0.2.1:51820".parse().expect("an endpoint")),
+            asked: 4,
+            answered,
+            records: 4,
+            attempts: 7,
+            ..PeerVerdict::default()
+        };
+        let mut verdict = Verdict {
+            node: "new".to_owned(),
+            passed: true,
+            peers: vec![peer("sick", 0), peer("sound", 4), peer("away", 0)],
+            ..Verdict::default()
+        };
+        let proofs = |verdict: &Verdict| -> Vec<(&'static str, bool)> {
+            let nodes = overview.nodes.iter();
+            let proofs = nodes.map(|(name, node)| Proof::of(name, node, verdict));
+            let said = proofs.map(|proof| (proof.state, proof.fault.is_some()));
+            said.collect()
+        };
+        let expected = [
+            ("Node not Ready", false),
+            ("no daemon", true),
+            ("outside", false),
+            ("unknown", true),
+            ("silent", true),
+            ("sealed", false),
+        ];
+        assert_eq!(proofs(&verdict), expected);
+        // Whom nobody expects to answer is sent nothing in the clear either.
+        verdict.peers[2].fault = Some("packets to it leave in the clear".to_owned());
+        assert_eq!(proofs(&verdict)[0], ("WRONG", true));
+        // Who does not know how to answer was sent ciphertext at least.
+        verdict.overlay = true;
+        assert_eq!(proofs(&verdict)[4], ("sealed", false));
+
+        let name = "sound".to_owned();
+        let proof = Proof::of(&name, &overview.nodes[&name], &verdict);
+        assert_eq!(
+            proofs_in_words(&verdict, &[(&name, proof)].into()),
+            "FROM new TO  ENDPOINT         ANSWERED  SEALED  TRIED PAST IT  STATE\n\
+             sound        192.0.2.1:51820  4/4       4       7              sealed\n"
         );
     }
 

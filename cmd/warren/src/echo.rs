@@ -1,4 +1,5 @@
-//! ICMP echo, sent and heard by a raw socket: the kernel of the other side answers.
+//! ICMP echo, sent and heard by a raw socket, or by a ping socket where that may not be opened: the kernel of
+//! the other side answers.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -22,6 +23,8 @@ pub(crate) struct Echo {
     socket: Socket,
     to: IpAddr,
     ident: u16,
+    /// A ping socket: the kernel sets the identifier and the checksum, and hears nobody else's answers.
+    is_ping: bool,
 }
 
 impl Echo {
@@ -31,7 +34,14 @@ impl Echo {
             IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4),
             IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6),
         };
-        let socket = Socket::new(domain, Type::RAW, Some(protocol))?;
+        let open = |kind| Socket::new(domain, kind, Some(protocol));
+        // `net.ipv4.ping_group_range` says who may have a ping socket.
+        let (socket, is_ping) = match open(Type::RAW) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                (open(Type::DGRAM)?, true)
+            }
+            socket => (socket?, false),
+        };
         socket.set_nonblocking(true)?;
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let process = std::process::id() as u16;
@@ -39,7 +49,13 @@ impl Echo {
             socket,
             to,
             ident: process.wrapping_mul(31).wrapping_add(count),
+            is_ping,
         })
+    }
+
+    /// What sends.
+    pub(crate) fn socket(&self) -> &Socket {
+        &self.socket
     }
 
     /// Sends a request with a payload behind its header.
@@ -80,12 +96,13 @@ impl Echo {
     fn sequence(&self, packet: &[u8]) -> Option<u16> {
         let (reply, message) = match self.to {
             // A raw socket of IPv4 hears the header, too.
+            IpAddr::V4(_) if self.is_ping => (0, packet),
             IpAddr::V4(_) => (0, packet.get(usize::from(packet.first()? & 0xf) * 4..)?),
             IpAddr::V6(_) => (129, packet),
         };
         let header = message.first_chunk::<HEADER>()?;
         let ident = u16::from_be_bytes([header[4], header[5]]);
-        (header[0] == reply && ident == self.ident)
+        (header[0] == reply && (self.is_ping || ident == self.ident))
             .then(|| u16::from_be_bytes([header[6], header[7]]))
     }
 

@@ -2,8 +2,8 @@
 //!
 //! Each subcommand is one function in the module of its concern; this file only says which there
 //! are. Nothing here changes a host: `init` writes a key and `export` a file, `demo` plays in namespaces
-//! of its own, `verify` sends packets that must not arrive, the rest only looks. `cluster remove` changes
-//! a Kubernetes object, from which the daemons take their word.
+//! of its own, `verify` sends packets that must not arrive and may listen by an nftables table of its own, the rest only
+//! looks. `cluster remove` changes a Kubernetes object, from which the daemons take their word.
 
 mod args;
 mod capture;

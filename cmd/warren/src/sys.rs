@@ -1,11 +1,11 @@
-//! What no library has in a safe form: leaving namespaces, a child that begins in others, and packet
-//! sockets with the offload header.
+//! What no library has in a safe form: leaving namespaces, a child that begins in others, packet
+//! sockets with the offload header, and what came back about a datagram.
 #![allow(unsafe_code)] // unshare(2), code between fork and exec, and structures of the kernel's.
 
 use std::ffi::CString;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 use std::ptr;
@@ -34,7 +34,7 @@ pub(crate) fn confine(command: &mut Command, network: OwnedFd, from: CString, ov
         if getppid() != Some(parent) {
             return Err(io::Error::from_raw_os_error(libc::ESRCH));
         }
-        let network: BorrowedFd<'_> = std::os::fd::AsFd::as_fd(&network);
+        let network = network.as_fd();
         move_into_link_name_space(network, Some(LinkNameSpaceType::Network))?;
         // SAFETY: as in `leave`; the child has one thread.
         unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
@@ -85,9 +85,15 @@ impl PacketSocket {
         let socket = unsafe { OwnedFd::from_raw_fd(socket) };
         let bytes = i32::try_from(buffer_bytes).unwrap_or(i32::MAX);
         // The second is for those who may; the first is bounded by a sysctl.
-        let _bounded = set(&socket, libc::SOL_SOCKET, libc::SO_RCVBUF, bytes);
-        let _refused = set(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, bytes);
-        let offload_header = set(&socket, libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1).is_ok();
+        let _bounded = set(socket.as_fd(), libc::SOL_SOCKET, libc::SO_RCVBUF, bytes);
+        let _refused = set(
+            socket.as_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVBUFFORCE,
+            bytes,
+        );
+        let offload_header =
+            set(socket.as_fd(), libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1).is_ok();
         Ok(Self {
             socket,
             offload_header,
@@ -167,7 +173,54 @@ impl std::os::fd::AsFd for PacketSocket {
     }
 }
 
-fn set(socket: &OwnedFd, level: i32, option: i32, value: i32) -> io::Result<()> {
+/// Has the kernel keep what comes back about datagrams of an UDP socket of this family, for [`refusal`].
+pub(crate) fn keep_refusals(socket: BorrowedFd<'_>, is_v4: bool) -> io::Result<()> {
+    match is_v4 {
+        true => set(socket, libc::IPPROTO_IP, libc::IP_RECVERR, 1),
+        false => set(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 1),
+    }
+}
+
+/// The next ICMP error about a datagram of a socket, as bytes: where that was sent to (`struct sockaddr`) and the
+/// control messages. `None` if there is none now.
+pub(crate) fn refusal(socket: BorrowedFd<'_>) -> io::Result<Option<(Vec<u8>, Vec<u8>)>> {
+    let mut to = vec![0u8; size_of::<libc::sockaddr_storage>()];
+    let mut control = vec![0u8; 512];
+    let mut payload = [0u8; 64];
+    let mut vector = libc::iovec {
+        iov_base: payload.as_mut_ptr().cast(),
+        iov_len: payload.len(),
+    };
+    // SAFETY: the structure is plain numbers and pointers, of which zero is one of each.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_name = to.as_mut_ptr().cast();
+    message.msg_namelen = to.len() as libc::socklen_t;
+    message.msg_iov = &raw mut vector;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = control.len() as _;
+    // SAFETY: the pointers and lengths in `message` are those of `to`, `vector` and `control`, and that in
+    // `vector` is that of `payload`; all outlive the call.
+    let length = unsafe {
+        libc::recvmsg(
+            socket.as_raw_fd(),
+            &raw mut message,
+            libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT,
+        )
+    };
+    if length < 0 {
+        let error = io::Error::last_os_error();
+        return match error.raw_os_error() {
+            Some(libc::EAGAIN | libc::EINTR) => Ok(None),
+            _ => Err(error),
+        };
+    }
+    to.truncate(message.msg_namelen as usize);
+    control.truncate(message.msg_controllen as usize);
+    Ok(Some((to, control)))
+}
+
+fn set(socket: BorrowedFd<'_>, level: i32, option: i32, value: i32) -> io::Result<()> {
     // SAFETY: the pointer and the length are those of `value`, which outlives the call.
     let result = unsafe {
         libc::setsockopt(

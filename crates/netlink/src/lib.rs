@@ -11,7 +11,8 @@
 //! fence is torn down, and between boot and start ([`load_fence`]).
 //!
 //! It touches what is its own and nothing else: one interface, one routing table, rules of one shape
-//! around one preference, one nftables table, all named in a file of the state directory ([`Owned`]).
+//! around one preference, one nftables table, all named in a file of the state directory ([`Owned`]). Beside all this
+//! a [`Tap`] listens, by a table that is gone with it.
 //!
 //! It never runs another program, opens no TUN, and speaks netlink itself (`wire.rs`, `nft.rs`,
 //! `route.rs` say why). There is no async runtime in it but to wait for an event.

@@ -25,7 +25,7 @@ use crate::args;
 use crate::capture::{Capture, Filter, Heard, Messages, Seen};
 use crate::clock;
 use crate::echo::Echo;
-use crate::verify::attempts::{Attempt, Tried, Way};
+use crate::verify::attempts::{Attempt, DISCARD, Tried, Way};
 use interrupt::{Interrupt, Interrupted};
 use node::{MESH_FILE, Node};
 use screen::{Screen, in_words, rate};
@@ -184,6 +184,7 @@ impl Demo {
                 interface: stage::CARD,
                 fwmark: FWMARK,
                 marker: &marker,
+                port: DISCARD,
             };
             for _ in 0..PACKETS {
                 attempt.to(to, &[Way::Plain], &mut tried);
@@ -502,6 +503,7 @@ impl Demo {
             mesh: mesh_prefixes(),
             marker: self.marker.clone(),
             ports: [PORT].into(),
+            ..Filter::default()
         };
         Ok(Capture::start(self.switch.tap()?, filter)?)
     }
@@ -574,6 +576,7 @@ impl Demo {
                 interface: stage::CARD,
                 fwmark: FWMARK,
                 marker: &marker,
+                port: DISCARD,
             };
             // Two nodes, one that has no address yet, and both families.
             for to in [2, 3, 99].map(mesh_addresses).into_iter().flatten() {

@@ -23,8 +23,8 @@ use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 use super::links::Links;
-use crate::capture;
-use crate::sys::{self, PacketSocket};
+use crate::capture::{self, Wiretap};
+use crate::sys;
 
 /// Where the demo's files are, in a file system that only its processes see.
 pub(super) const DIRECTORY: &str = "/run/warren-demo";
@@ -198,7 +198,7 @@ impl Switch {
     }
 
     /// A wiretap at every port.
-    pub(super) fn tap(&self) -> anyhow::Result<PacketSocket> {
+    pub(super) fn tap(&self) -> anyhow::Result<Wiretap> {
         (self.namespace.enter(capture::open)?).context("the switch cannot be listened at")
     }
 }

@@ -3,14 +3,17 @@
 //! A packet socket is left out on purpose: whoever may open one is root and writes to the wire
 //! whatever they like, and no fence of the network layer is asked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 /// The discard port.
-const PORT: u16 = 9;
+pub(crate) const DISCARD: u16 = 9;
+/// The priority of sockets of this kind (`SO_PRIORITY`), by which netfilter knows what they sent whatever has become
+/// of its addresses. Those up to 6 are anybody's.
+pub(crate) const PRIORITY: u32 = 0x5741_5252;
 
 /// A way past the tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,6 +43,21 @@ impl Way {
         Self::Icmp,
         Self::Tcp,
     ];
+    /// Those of them that an overlay's packets have.
+    pub(crate) const OF_DATAGRAMS: [Self; 3] = [Self::Marked, Self::Tied, Self::TiedAndMarked];
+
+    /// What it is called where it could not be tried.
+    pub(crate) fn in_words(self) -> &'static str {
+        match self {
+            Self::Plain => "by an ordinary socket",
+            Self::Marked => "with the tunnel's mark",
+            Self::Tied => "tied to an interface",
+            Self::TiedAndMarked => "tied and marked",
+            Self::Icmp => "ICMP by a raw socket",
+            Self::Tcp => "TCP tied to an interface",
+            Self::OwnSource => "from this node's mesh address",
+        }
+    }
 }
 
 /// From where, and with what, it is tried.
@@ -51,6 +69,8 @@ pub(crate) struct Attempt<'a> {
     pub(crate) fwmark: u32,
     /// What the packets carry.
     pub(crate) marker: &'a [u8],
+    /// Where datagrams and connections go.
+    pub(crate) port: u16,
 }
 
 /// How often something was tried, and how often the kernel took it.
@@ -58,6 +78,8 @@ pub(crate) struct Attempt<'a> {
 pub(crate) struct Tried {
     pub(crate) attempts: BTreeMap<Way, u64>,
     pub(crate) taken: u64,
+    /// What this process lacks the rights to try, and whoever lacks them as well.
+    pub(crate) denied: BTreeSet<Way>,
 }
 
 impl Tried {
@@ -75,7 +97,15 @@ impl Attempt<'_> {
     /// Sends a packet to `to` in each of these ways.
     pub(crate) fn to(&self, to: IpAddr, ways: &[Way], tried: &mut Tried) {
         for way in ways {
-            let sent = self.send(SocketAddr::new(to, PORT), *way);
+            let to = SocketAddr::new(to, self.port);
+            let socket = match self.socket(to.ip(), *way) {
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    tried.denied.insert(*way);
+                    continue;
+                }
+                socket => socket,
+            };
+            let sent = socket.and_then(|socket| self.send(&socket, to, *way));
             // A connection that is being begun has sent its first packet.
             let sent = match sent {
                 Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok(()),
@@ -91,18 +121,18 @@ impl Attempt<'_> {
             let socket = socket(to, Type::DGRAM, Protocol::UDP)?;
             socket.bind(&SocketAddr::new(own, 0).into())?;
             socket.bind_device(Some(self.interface.as_bytes()))?;
-            let to = SockAddr::from(SocketAddr::new(to, PORT));
+            let to = SockAddr::from(SocketAddr::new(to, self.port));
             socket.send_to(self.marker, &to).map(drop)
         };
         tried.note(Way::OwnSource, &send());
     }
 
-    fn send(&self, to: SocketAddr, way: Way) -> io::Result<()> {
+    fn socket(&self, to: IpAddr, way: Way) -> io::Result<Socket> {
         let socket = match way {
-            Way::Icmp if to.is_ipv4() => socket(to.ip(), Type::RAW, Protocol::ICMPV4),
-            Way::Icmp => socket(to.ip(), Type::RAW, Protocol::ICMPV6),
-            Way::Tcp => socket(to.ip(), Type::STREAM, Protocol::TCP),
-            _ => socket(to.ip(), Type::DGRAM, Protocol::UDP),
+            Way::Icmp if to.is_ipv4() => socket(to, Type::RAW, Protocol::ICMPV4),
+            Way::Icmp => socket(to, Type::RAW, Protocol::ICMPV6),
+            Way::Tcp => socket(to, Type::STREAM, Protocol::TCP),
+            _ => socket(to, Type::DGRAM, Protocol::UDP),
         }?;
         if matches!(way, Way::Marked | Way::TiedAndMarked) {
             socket.set_mark(self.fwmark)?;
@@ -110,6 +140,10 @@ impl Attempt<'_> {
         if !matches!(way, Way::Plain | Way::Marked | Way::OwnSource) {
             socket.bind_device(Some(self.interface.as_bytes()))?;
         }
+        Ok(socket)
+    }
+
+    fn send(&self, socket: &Socket, to: SocketAddr, way: Way) -> io::Result<()> {
         match way {
             Way::Tcp => socket.connect(&to.into()),
             Way::Icmp => {
@@ -132,5 +166,11 @@ fn socket(to: IpAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {
     };
     let socket = Socket::new(domain, kind, Some(protocol))?;
     socket.set_nonblocking(true)?;
+    recognise(&socket);
     Ok(socket)
+}
+
+/// Gives a socket [`PRIORITY`], where this process may: whoever may not opens packet sockets, which need none.
+pub(crate) fn recognise(socket: &Socket) {
+    let _refused = socket.set_priority(PRIORITY);
 }

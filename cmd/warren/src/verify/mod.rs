@@ -3,15 +3,19 @@
 //!
 //! In this order, with a wiretap at every interface but the tunnel:
 //!
-//! 1. Every peer is pinged through the tunnel, each with pings of a size of its own. Records of that
-//!    size must leave for the peer's endpoint, and for nobody else's.
+//! 1. Every peer is asked for an answer through the tunnel ([`probe`]), each with packets of a size of its own.
+//!    Records of that size must leave for the peer's endpoint, and for nobody else's. Of an overlay nobody
+//!    answers: its packets are sent all the same.
 //! 2. Marked packets are sent to every peer, and to addresses of the mesh that nobody has, past the
 //!    tunnel ([`attempts`]), by each interface. Not one may be seen.
 //!
-//! The wiretap hears what the network layer hands to a card, after every fence and before the wire.
+//! The wiretap is a packet socket where one may be had (CAP_NET_RAW): it hears what the network layer hands to a
+//! card, after every fence and before the wire. Otherwise it is netfilter's log ([`Tap`], CAP_NET_ADMIN), which hears
+//! what has passed every fence a little earlier, and only that of the network layer.
 //! What comes in is looked at all the while, but not tried: that takes somebody outside.
 
 pub(crate) mod attempts;
+mod probe;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -24,33 +28,47 @@ use anstyle::{AnsiColor, Style};
 use anyhow::{Context as _, bail, ensure};
 use ipnet::IpNet;
 use serde::Serialize;
-use warren_control::status::{Peer, Status};
+use warren_control::status::{Enforcement, Peer, Status};
+use warren_netlink::{Sought, Tap, TapError};
 
-use crate::capture::{self, Capture, Filter, Heard, Seen};
-use crate::echo::{self, Echo};
-use crate::{args, clock, output, status};
-use attempts::{Attempt, Tried, Way};
+use crate::capture::{self, Capture, Filter, Heard, Seen, Wiretap};
+use crate::{args, clock, echo, output, status};
+use attempts::{Attempt, DISCARD, PRIORITY, Tried, Way};
+use probe::Probe;
 
-/// How many pings each peer gets.
-const PINGS: u16 = 4;
+/// How often each peer is asked; again each second while it does not answer.
+const ASKED: u16 = 4;
 /// How long answers are waited for; a handshake may come first.
 const PATIENCE: Duration = Duration::from_millis(2500);
-/// After how long to say what is being waited for.
+/// After how long to say what is being waited for, and to ask again who has not answered at all.
 const SILENCE: Duration = Duration::from_secs(1);
-/// How many peers are pinged at once, so that each has a size of its own.
+/// How many peers are asked at once, so that each has a size of its own.
 const AT_ONCE: usize = 32;
-/// The payload of the smallest ping.
+/// The payload of the smallest packet that asks.
 const SMALLEST: usize = 256;
-/// Bounds what is tried on a host with very many interfaces.
+/// Bounds what is tried on a host with very many interfaces: those that were there first.
 const INTERFACES: usize = 32;
+/// As many are named.
+const NAMED: usize = 4;
+/// Before the marker, so that no program takes what it is sent for more than it is: of no overlay is a header of
+/// zeros valid.
+const NOTHING: [u8; 16] = [0; 16];
 
 /// What came of it.
 #[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct Verdict {
     /// Whether nothing leaks and all that should be seen was.
     pub(crate) passed: bool,
+    /// What this node is called.
+    pub(crate) node: String,
     /// This node's tunnel.
     pub(crate) interface: String,
+    /// How it was listened.
+    pub(crate) listened: Listened,
+    /// Whether packets of an overlay are what is encrypted, which nobody answers.
+    pub(crate) overlay: bool,
+    /// What peers were asked with: pings, or datagrams to ports at which nobody listens.
+    pub(crate) asked: String,
     /// The interfaces that were listened at.
     pub(crate) underlay: Vec<String>,
     /// A line for each peer.
@@ -61,6 +79,8 @@ pub(crate) struct Verdict {
     pub(crate) attempts: u64,
     /// Of those.
     pub(crate) taken: u64,
+    /// Ways past the tunnel that this process lacks the rights to try.
+    pub(crate) not_tried: Vec<String>,
     /// Frames that were read.
     pub(crate) frames: u64,
     /// Frames that carried something of the mesh in the clear on their way out, in words.
@@ -69,6 +89,17 @@ pub(crate) struct Verdict {
     pub(crate) clear_incoming: u64,
     /// Frames that were missed: with any, nothing is proved.
     pub(crate) missed: u64,
+}
+
+/// How frames are heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Listened {
+    /// By packet sockets: every frame between network layer and card.
+    #[default]
+    PacketSocket,
+    /// By netfilter: what it routes, after every fence.
+    NetfilterLog,
 }
 
 /// What came of one peer.
@@ -80,9 +111,11 @@ pub(crate) struct PeerVerdict {
     pub(crate) address: Option<IpAddr>,
     /// Where its packets should go.
     pub(crate) endpoint: Option<SocketAddr>,
-    /// How many pings it answered.
+    /// How many packets asked it for an answer.
+    pub(crate) asked: u16,
+    /// How many of them it answered.
     pub(crate) answered: u16,
-    /// Encrypted records with the pings that were seen on their way to it.
+    /// Encrypted records with those packets that were seen on their way to it.
     pub(crate) records: u64,
     /// Encrypted records of that size that were seen on their way elsewhere.
     pub(crate) elsewhere: u64,
@@ -90,14 +123,12 @@ pub(crate) struct PeerVerdict {
     pub(crate) attempts: u64,
     /// What is wrong, in a sentence.
     pub(crate) fault: Option<String>,
+    /// What the daemon says of it, in a sentence.
+    pub(crate) remark: Option<String>,
 }
 
 pub(crate) fn run(args: &args::Verify) -> anyhow::Result<ExitCode> {
-    let statuses = status::ask(args.interface.as_deref())?;
-    let [status] = statuses.as_slice() else {
-        bail!("this host has several tunnels; say which with --interface");
-    };
-    let verdict = judge(status)?;
+    let verdict = judge(&status_of(args.interface.as_deref())?)?;
     if args.json {
         let mut text = serde_json::to_string_pretty(&verdict)?;
         text.push('\n');
@@ -111,56 +142,94 @@ pub(crate) fn run(args: &args::Verify) -> anyhow::Result<ExitCode> {
     })
 }
 
+/// What the daemon says of which there is one, or of that interface.
+pub(crate) fn status_of(interface: Option<&str>) -> anyhow::Result<Status> {
+    let mut statuses = status::ask(interface)?;
+    match statuses.pop() {
+        Some(status) if statuses.is_empty() => Ok(status),
+        _ => bail!("this host has several tunnels; say which with --interface"),
+    }
+}
+
 /// Judges the node whose status this is, from the network namespace of the calling thread.
 pub(crate) fn judge(status: &Status) -> anyhow::Result<Verdict> {
     let node = &status.node;
+    let enforcement = (status.cluster.as_ref()).and_then(|cluster| cluster.enforcement);
+    if let Some(open @ (Enforcement::Permissive | Enforcement::Removed)) = enforcement {
+        bail!(
+            "spec.enforcement of the Mesh is {open:?}: nothing keeps packets inside the tunnel, so there is nothing \
+             to prove; set it to Staged or Strict"
+        );
+    }
+    ensure!(
+        !node.mesh_prefixes.is_empty() || enforcement != Some(Enforcement::Staged),
+        "nothing is closed yet: the mesh is Staged, and no peer was reached through the tunnel; `warren status` \
+         says why"
+    );
     ensure!(
         !node.mesh_prefixes.is_empty(),
         "the daemon of {} does not say what its mesh is",
         node.interface
     );
     let mut verdict = Verdict {
+        node: node.name.clone().unwrap_or_default(),
         interface: node.interface.clone(),
+        overlay: !node.overlay_ports.is_empty(),
         ..Verdict::default()
     };
-    let interfaces = underlay(&node.interface)?;
-    verdict.underlay = interfaces.keys().cloned().collect();
+    let mut interfaces = underlay(&node.interface)?;
+    interfaces.sort_unstable();
+    verdict.underlay = interfaces.iter().map(|(_, name)| name.clone()).collect();
     let mut marker = [0; 16];
     getrandom::fill(&mut marker).context("the system gave no random bytes")?;
     let filter = Filter {
-        interfaces: (interfaces.values())
-            .map(|index| (*index, Heard::Both))
+        interfaces: (interfaces.iter())
+            .map(|(index, _)| (*index, Heard::Both))
             .collect(),
-        mesh: node.mesh_prefixes.iter().copied().collect(),
+        mesh: IpNet::aggregate(&node.mesh_prefixes.iter().copied().collect()),
+        open: open(status).into_iter().collect(),
+        addresses: node.addresses.clone(),
+        overlay_ports: node.overlay_ports.clone(),
         marker: marker.to_vec(),
         ports: [node.listen_port].into(),
     };
 
-    let mut pings = ping_peers(status, &filter, &mut verdict)?;
-    try_to_leak(status, &filter, &mut pings, &mut verdict)?;
-    verdict.peers = pings;
+    let mut asked = ask_peers(status, &filter, &mut verdict)?;
+    try_to_leak(status, &filter, &mut asked, &mut verdict)?;
+    verdict.peers = asked;
     verdict.passed = verdict.leaks.is_empty()
         && verdict.missed == 0
         && verdict.peers.iter().all(|peer| peer.fault.is_none());
     Ok(verdict)
 }
 
+/// What of the mesh is this node's own, or is an exception. Of an overlay only exceptions are.
+fn open(status: &Status) -> BTreeSet<IpNet> {
+    let node = &status.node;
+    match node.overlay_ports.is_empty() {
+        true => &node.own_prefixes | &node.open_prefixes,
+        false => node.open_prefixes.clone(),
+    }
+}
+
 /// Step 1: every peer, in groups.
-fn ping_peers(
+fn ask_peers(
     status: &Status,
     filter: &Filter,
     verdict: &mut Verdict,
 ) -> anyhow::Result<Vec<PeerVerdict>> {
     let mut judged = Vec::new();
     for peers in status.peers.chunks(AT_ONCE) {
-        let capture = listen(filter)?;
-        let pinged = ping_group(peers, &filter.marker)?;
+        let capture = listen(status, filter, Some(status.node.listen_port), verdict)?;
+        let port = status.node.overlay_ports.first().copied();
+        let (pinged, asked) = ask_group(peers, port, &filter.marker)?;
+        verdict.asked = asked.to_owned();
         let seen = capture.stop()?;
         note(verdict, &seen);
         let records: BTreeSet<usize> = pinged.iter().map(|(_, record)| *record).collect();
         ensure!(
             records.len() == pinged.len(),
-            "pings of two peers look alike"
+            "packets for two peers look alike"
         );
         for (mut peer, record) in pinged {
             let flows = seen.flows.iter().filter(|(flow, _)| flow.outgoing);
@@ -178,8 +247,15 @@ fn ping_peers(
     Ok(judged)
 }
 
-/// Pings some peers at once: for each what is known of it, and the length of its records.
-fn ping_group(peers: &[Peer], marker: &[u8]) -> anyhow::Result<Vec<(PeerVerdict, usize)>> {
+/// What is known of each peer, and the length of its records.
+type Asked = Vec<(PeerVerdict, usize)>;
+
+/// Asks some peers at once, by packets of an overlay if there is a port of one. And what they were asked with.
+fn ask_group(
+    peers: &[Peer],
+    overlay: Option<u16>,
+    marker: &[u8],
+) -> anyhow::Result<(Asked, &'static str)> {
     let mut group = Vec::new();
     for (place, peer) in peers.iter().enumerate() {
         let payload = SMALLEST + 16 * place;
@@ -192,43 +268,57 @@ fn ping_group(peers: &[Peer], marker: &[u8]) -> anyhow::Result<Vec<(PeerVerdict,
                 .unwrap_or_default(),
             address,
             endpoint: peer.endpoint,
+            remark: peer.problem.clone(),
             ..PeerVerdict::default()
         };
         // A peer without an endpoint is sent nothing until it calls.
-        let echo = match (address, peer.endpoint) {
-            (Some(address), Some(_)) => Some(Echo::new(address).map_err(not_root)?),
+        let probe = match (address, peer.endpoint, overlay) {
+            (Some(address), Some(_), None) => Some(Probe::new(address)?),
+            (Some(address), Some(_), Some(port)) => {
+                Some(Probe::to_port(SocketAddr::new(address, port))?)
+            }
             _ => None,
         };
-        group.push((judged, echo, payload));
+        group.push((judged, probe, payload));
     }
-    for sequence in 0..PINGS {
-        for (_, echo, payload) in &group {
-            let Some(echo) = echo else { continue };
-            let mut bytes = marker.to_vec();
-            bytes.resize(*payload, 0);
-            // A tunnel that is not up answers nothing, which is what is looked at.
-            let _refused = echo.send(sequence, &bytes);
-        }
+    let mut asked = (group.iter()).filter_map(|(_, probe, _)| probe.as_ref().map(Probe::in_words));
+    let asked = asked.next().unwrap_or("nothing");
+    let ask = |(peer, probe, payload): &mut (PeerVerdict, Option<Probe>, usize)| {
+        let Some(probe) = probe else { return };
+        let mut bytes = [&NOTHING, marker].concat();
+        bytes.resize(*payload, 0);
+        // A tunnel that is not up answers nothing, which is what is looked at.
+        let _refused = probe.send(peer.asked, &bytes);
+        peer.asked += 1;
+    };
+    for _ in 0..ASKED {
+        group.iter_mut().for_each(ask);
     }
     let start = clock::now();
-    let mut silent = true;
+    let mut again = SILENCE;
     loop {
-        let mut open = 0;
-        for (peer, echo, _) in &mut group {
-            let Some(echo) = echo else { continue };
-            while echo.answer().is_some() {
+        let (mut open, mut silent) = (0, 0);
+        for (peer, probe, _) in &mut group {
+            let Some(probe) = probe else { continue };
+            while probe.is_answered() {
                 peer.answered += 1;
             }
-            open += u32::from(peer.answered < PINGS);
+            open += u32::from(peer.answered < peer.asked);
+            silent += u32::from(peer.answered == 0);
         }
         let waited = clock::now().duration_since(start);
-        if open == 0 || waited >= PATIENCE {
+        if open == 0 || waited >= PATIENCE || silent == 0 && waited >= SILENCE {
             break;
         }
-        if silent && waited >= SILENCE {
-            silent = false;
-            let peers = if open == 1 { "peer" } else { "peers" };
-            output::note(format_args!("Waiting for answers of {open} {peers}."));
+        if waited >= again {
+            if again == SILENCE {
+                let peers = if silent == 1 { "peer" } else { "peers" };
+                output::note(format_args!("Waiting for answers of {silent} {peers}."));
+            }
+            again += SILENCE;
+            // A kernel that has answered many answers one a second.
+            let silent = group.iter_mut().filter(|(peer, ..)| peer.answered == 0);
+            silent.for_each(ask);
         }
         clock::pause(Duration::from_millis(5));
     }
@@ -243,7 +333,7 @@ fn ping_group(peers: &[Peer], marker: &[u8]) -> anyhow::Result<Vec<(PeerVerdict,
         let record = 16 + packet.next_multiple_of(16) + 16;
         (peer, record)
     });
-    Ok(done.collect())
+    Ok((done.collect(), asked))
 }
 
 /// What the pings say against a peer.
@@ -255,7 +345,7 @@ fn fault(peer: &PeerVerdict) -> Option<String> {
         });
     }
     (peer.records == 0 && peer.elsewhere > 0)
-        .then(|| "packets of the size of its pings left for somewhere else".to_owned())
+        .then(|| "packets of that size left for somewhere else".to_owned())
 }
 
 /// Step 2: every way past the tunnel, to every peer and to nobody.
@@ -269,21 +359,28 @@ fn try_to_leak(
     verdict.nobody = (node.mesh_prefixes.iter())
         .filter_map(|prefix| address_of_nobody(prefix, status))
         .collect();
-    let capture = listen(filter)?;
+    let capture = listen(status, filter, None, verdict)?;
     let mut all = Tried::default();
-    for interface in &verdict.underlay {
+    let overlay = node.overlay_ports.first().copied();
+    let ways = match overlay {
+        None => &Way::AROUND[..],
+        Some(_) => &Way::OF_DATAGRAMS,
+    };
+    let payload = [&NOTHING, &filter.marker[..]].concat();
+    for interface in verdict.underlay.iter().take(INTERFACES) {
         let attempt = Attempt {
             interface,
             fwmark: node.fwmark,
-            marker: &filter.marker,
+            marker: &payload,
+            port: overlay.unwrap_or(DISCARD),
         };
         for peer in peers.iter_mut() {
             let Some(address) = peer.address else {
                 continue;
             };
             let before = all.total();
-            attempt.to(address, &Way::AROUND, &mut all);
-            if let Some(outside) = peer.endpoint {
+            attempt.to(address, ways, &mut all);
+            if let (Some(outside), None) = (peer.endpoint, overlay) {
                 let own = node.addresses.iter();
                 for own in own.filter(|own| own.is_ipv4() == outside.is_ipv4()) {
                     attempt.with_own_source(*own, outside.ip(), &mut all);
@@ -292,11 +389,13 @@ fn try_to_leak(
             peer.attempts += all.total() - before;
         }
         for address in &verdict.nobody {
-            attempt.to(*address, &Way::AROUND, &mut all);
+            attempt.to(*address, ways, &mut all);
         }
     }
     let seen = capture.stop()?;
     (verdict.attempts, verdict.taken) = (all.total(), all.taken);
+    let denied = all.denied.iter().map(|way| way.in_words().to_owned());
+    verdict.not_tried = denied.collect();
     note(verdict, &seen);
     for peer in peers {
         let Some(address) = peer.address else {
@@ -310,9 +409,36 @@ fn try_to_leak(
     Ok(())
 }
 
-fn listen(filter: &Filter) -> anyhow::Result<Capture> {
-    let socket = capture::open().map_err(not_root)?;
-    Ok(Capture::start(socket, filter.clone())?)
+/// Listens by the best that this process may have. What leaves from `port` is of interest in any case.
+fn listen(
+    status: &Status,
+    filter: &Filter,
+    port: Option<u16>,
+    verdict: &mut Verdict,
+) -> anyhow::Result<Capture> {
+    let wiretap = match capture::open() {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            verdict.listened = Listened::NetfilterLog;
+            let node = &status.node;
+            let tap = Tap::open(&Sought {
+                tunnel: node.interface.clone(),
+                mesh: node.mesh_prefixes.clone(),
+                open: open(status),
+                addresses: node.addresses.clone(),
+                overlay_ports: node.overlay_ports.clone(),
+                port,
+                priority: PRIORITY,
+            });
+            Wiretap::log(tap.map_err(|error| match error {
+                TapError::Denied => anyhow::anyhow!(
+                    "it takes CAP_NET_RAW or CAP_NET_ADMIN to listen at the interfaces; run it as root"
+                ),
+                error => error.into(),
+            })?)
+        }
+        socket => socket?,
+    };
+    Ok(Capture::start(wiretap, filter.clone())?)
 }
 
 fn note(verdict: &mut Verdict, seen: &Seen) {
@@ -329,15 +455,6 @@ fn note(verdict: &mut Verdict, seen: &Seen) {
             .leaks
             .entry("the marker in the clear".to_owned())
             .or_default() += seen.marked;
-    }
-}
-
-fn not_root(error: io::Error) -> anyhow::Error {
-    match error.kind() {
-        io::ErrorKind::PermissionDenied => {
-            anyhow::anyhow!("only root may listen at the interfaces; run it as root")
-        }
-        _ => error.into(),
     }
 }
 
@@ -365,25 +482,25 @@ fn address_of_nobody(prefix: &IpNet, status: &Status) -> Option<IpAddr> {
     (prefix.contains(&last) && !taken(&last)).then_some(last)
 }
 
-/// Every interface but loopback and the tunnel, with its index.
-fn underlay(tunnel: &str) -> anyhow::Result<BTreeMap<String, u32>> {
+/// Every interface but loopback and the tunnel, by its index.
+fn underlay(tunnel: &str) -> anyhow::Result<Vec<(u32, String)>> {
     // What libraries read from /sys is another namespace's where that was not mounted anew.
     let table = fs::read_to_string("/proc/thread-self/net/dev")
         .context("the interfaces of this host cannot be listed")?;
     let socket = std::net::UdpSocket::bind(("127.0.0.1", 0))
         .or_else(|_| std::net::UdpSocket::bind(("::1", 0)))?;
-    let mut interfaces = BTreeMap::new();
+    let mut interfaces = Vec::new();
     for line in table.lines().skip(2) {
         let Some((name, _)) = line.split_once(':') else {
             continue;
         };
         let name = name.trim();
-        if name == "lo" || name == tunnel || interfaces.len() == INTERFACES {
+        if name == "lo" || name == tunnel {
             continue;
         }
         // It may have gone since.
         if let Ok(index) = rustix::net::netdevice::name_to_index(&socket, name) {
-            interfaces.insert(name.to_owned(), index);
+            interfaces.push((index, name.to_owned()));
         }
     }
     ensure!(
@@ -404,21 +521,46 @@ fn print(verdict: &Verdict) -> io::Result<()> {
             (None, 0) => (YELLOW, '•'),
             (None, _) => (GREEN, '✓'),
         };
-        output::line(format_args!("{style}{sign}{style:#} {}", in_words(peer)))?;
+        let words = in_words(peer, &verdict.asked);
+        output::line(format_args!("{style}{sign}{style:#} {words}"))?;
     }
-    let (style, sign, word) = match verdict.passed {
+    print_summary(verdict, verdict.passed)
+}
+
+/// What came of it altogether.
+pub(crate) fn print_summary(verdict: &Verdict, passed: bool) -> io::Result<()> {
+    let (style, sign, word) = match passed {
         true => (GREEN, '✓', "nothing leaks"),
         false => (RED, '✗', "it does not hold"),
     };
+    let (named, others) = verdict.underlay.split_at(verdict.underlay.len().min(NAMED));
+    let by = match others.len() {
+        0 => named.join(", "),
+        others => format!("{} and {others} more", named.join(", ")),
+    };
+    let frames = match verdict.listened {
+        Listened::PacketSocket => format!("{} frames read on {by}", verdict.frames),
+        Listened::NetfilterLog => format!(
+            "{} packets of interest logged by netfilter on {by}",
+            verdict.frames
+        ),
+    };
     output::line(format_args!(
-        "{style}{sign}{style:#} {word}: {} attempts to send past {}, {} of them taken by the kernel; \
-         {} frames read on {}",
-        verdict.attempts,
-        verdict.interface,
-        verdict.taken,
-        verdict.frames,
-        verdict.underlay.join(", ")
+        "{style}{sign}{style:#} {word}: {} attempts to send past {}, {} of them taken by the kernel; {frames}",
+        verdict.attempts, verdict.interface, verdict.taken,
     ))?;
+    if verdict.listened == Listened::NetfilterLog {
+        output::line(
+            "  listened by netfilter, as CAP_NET_RAW is missing: what never passes it (a bridge, eBPF, a flow \
+             table) was not heard",
+        )?;
+    }
+    if !verdict.not_tried.is_empty() {
+        output::line(format_args!(
+            "  not tried, as this process may not: {}",
+            verdict.not_tried.join(", ")
+        ))?;
+    }
     for (what, count) in &verdict.leaks {
         output::line(format_args!(
             "  {RED}in the clear{RED:#}: {what}, {count} times"
@@ -440,7 +582,7 @@ fn print(verdict: &Verdict) -> io::Result<()> {
 }
 
 /// A peer's line.
-fn in_words(peer: &PeerVerdict) -> String {
+fn in_words(peer: &PeerVerdict, asked: &str) -> String {
     let name = &peer.name;
     let tried = match peer.attempts {
         0 => String::new(),
@@ -449,13 +591,16 @@ fn in_words(peer: &PeerVerdict) -> String {
     let came_of_it = match (&peer.fault, peer.endpoint) {
         (Some(fault), _) => fault.clone(),
         (None, Some(endpoint)) if peer.answered > 0 => format!(
-            "{} of {PINGS} pings answered, {} records sealed to {endpoint}",
-            peer.answered, peer.records
+            "{} of {} {asked} answered, {} records sealed to {endpoint}",
+            peer.answered, peer.asked, peer.records
         ),
         (None, Some(endpoint)) => {
             format!("no answer; {} records sealed to {endpoint}", peer.records)
         }
-        (None, None) => "silent: it has no endpoint yet, so nothing is sent to it".to_owned(),
+        (None, None) => match &peer.remark {
+            Some(remark) => remark.clone(),
+            None => "silent: it has no endpoint yet, so nothing is sent to it".to_owned(),
+        },
     };
     format!("{name}: {came_of_it}{tried}")
 }

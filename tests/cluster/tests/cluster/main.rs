@@ -7,3 +7,4 @@ mod identity;
 mod join;
 mod overlay;
 mod rights;
+mod verify;
