@@ -109,6 +109,7 @@ fn a_daemon_that_may_not_write_its_record_says_so_and_disturbs_nothing() {
     nodes[1].end(rustix::process::Signal::TERM);
     nodes[1].start();
     nodes[1].be_patient(ASKED_AGAIN);
+    nodes[1].until("it serves", |_| true);
     says(&nodes[1], &["meshnodes", "403", "rights.yaml"]);
     flow.go_on();
     assert!(nodes[1].pod.reaches("10.244.1.5"));
