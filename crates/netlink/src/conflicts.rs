@@ -3,11 +3,12 @@
 //! A mesh prefix that covers what the tunnel itself needs would carry the ciphertext into the
 //! tunnel, or cut the host off. Each conflict is named; what follows is the caller's choice.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::LazyLock;
 
 use ipnet::IpNet;
-use warren_config::{HostConfig, Steering, is_within};
+use warren_config::{Fence, HostConfig, Steering, is_within};
 
 use crate::observe::Surroundings;
 
@@ -116,17 +117,7 @@ pub fn faults(config: &HostConfig) -> Vec<Conflict> {
             found.extend(reserved(prefix));
         }
     }
-    // A permissive mesh fences nothing.
-    let is_fenced = fence.inward || !fence.mesh.is_empty();
-    let unfenced = |route: &&IpNet| is_fenced && !is_within(&fence.mesh, route);
-    found.extend(
-        config
-            .routes
-            .iter()
-            .filter(unfenced)
-            .copied()
-            .map(Conflict::Unfenced),
-    );
+    found.extend(unfenced(&config.routes, fence));
     let has_v6 = config.addresses.iter().any(IpAddr::is_ipv6);
     let least = if has_v6 {
         SMALLEST_MTU_V6
@@ -140,6 +131,32 @@ pub fn faults(config: &HostConfig) -> Vec<Conflict> {
     found.sort();
     found.dedup();
     found
+}
+
+/// What is wrong with routes that are added to a configuration without faults.
+pub(crate) fn faults_of_routes(routes: &BTreeSet<IpNet>, fence: &Fence) -> Vec<Conflict> {
+    let everything = (routes.iter())
+        .filter(|route| route.prefix_len() == 0)
+        .map(|route| Conflict::Everything(*route));
+    let special = routes.iter().flat_map(reserved);
+    everything
+        .chain(special)
+        .chain(unfenced(routes, fence))
+        .collect()
+}
+
+/// Routes beside the fence. A permissive mesh fences nothing.
+fn unfenced<'a>(
+    routes: &'a BTreeSet<IpNet>,
+    fence: &'a Fence,
+) -> impl Iterator<Item = Conflict> + 'a {
+    let is_fenced = fence.inward || !fence.mesh.is_empty();
+    let unfenced = move |route: &&IpNet| is_fenced && !is_within(&fence.mesh, route);
+    routes
+        .iter()
+        .filter(unfenced)
+        .copied()
+        .map(Conflict::Unfenced)
 }
 
 /// What would make even the fence wrong.

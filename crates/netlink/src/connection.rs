@@ -67,6 +67,8 @@ impl From<io::Error> for KernelError {
 /// A socket of one netlink family.
 pub(crate) struct Connection {
     socket: Socket,
+    /// What the kernel knows the socket by.
+    port: u32,
     sequence: u32,
     buffer: Vec<u8>,
 }
@@ -85,12 +87,13 @@ impl Connection {
 
     fn open(protocol: isize) -> Result<Self, KernelError> {
         let mut socket = Socket::new(protocol)?;
-        socket.bind_auto()?;
+        let port = socket.bind_auto()?.port_number();
         socket.connect(&SocketAddr::new(0, 0))?;
         // The kernel's words to its refusals (Linux 4.12); without them there is the number.
         let _ = socket.set_ext_ack(true);
         Ok(Self {
             socket,
+            port,
             sequence: 0,
             buffer: vec![0; BUFFER],
         })
@@ -99,6 +102,11 @@ impl Connection {
     /// The socket, for whoever is told things without having asked.
     pub(crate) fn into_socket(self) -> Socket {
         self.socket
+    }
+
+    /// What notifications name that follow from its requests.
+    pub(crate) fn port(&self) -> u32 {
+        self.port
     }
 
     /// Sends one request and waits for its acknowledgement.

@@ -1,19 +1,20 @@
 //! The loop's one step: look, plan, change, look again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use tokio::time::Instant;
-use warren_config::HostConfig;
+use warren_config::{Fence, HostConfig};
 
 use crate::ahead::{Ahead, AnyRule, ahead};
 use crate::conflicts::{self, Conflict};
 use crate::connection::KernelError;
 use crate::observe::{Kernel, Nftables, Observed, Surroundings};
 use crate::owned::{self, Claim, Owned, StateError};
-use crate::plan::{self, Change, Occupied, occupied, plan};
+use crate::plan::{self, Change, Occupied, Ways, occupied, plan};
 use crate::route::{self, Link, Rule};
 use crate::watch::{Interest, Pace, Watcher};
 
@@ -44,6 +45,14 @@ pub struct Host {
     stale: bool,
     /// The last look found a fight over the host; said once.
     contested: bool,
+    /// The host as the last look left it, if all was as it should be.
+    standing: Option<Standing>,
+}
+
+/// A host on which all is as it should be.
+struct Standing {
+    ways: Ways,
+    fence: Fence,
 }
 
 /// What kernel features to do without, as if they were not there.
@@ -164,6 +173,7 @@ impl Host {
             kernel.netfilter = Err("switched off".to_owned());
         }
         let owned = Owned::load(directory)?;
+        let own_port = Some(kernel.route.port());
         Ok(Self {
             kernel,
             watcher: Watcher::open()?,
@@ -171,11 +181,13 @@ impl Host {
             directory: directory.to_owned(),
             interest: Interest {
                 claims: owned.claims.iter().cloned().collect(),
+                own_port,
                 ..Interest::default()
             },
             owned,
             stale: false,
             contested: false,
+            standing: None,
         })
     }
 
@@ -228,6 +240,7 @@ impl Host {
         }
         let claim = Claim::of(config);
         self.stale = false;
+        self.standing = None;
         let mut observed = self.observe(config)?;
         if !self.owned.claims.contains(&claim) {
             let occupied = occupied(&observed, config, &self.owned);
@@ -257,6 +270,13 @@ impl Host {
             self.owned.claims.retain(|other| *other == claim);
             self.owned.save(&self.directory)?;
         }
+
+        self.standing = plan::tunnel(&observed, &claim.interface)
+            .filter(|link| link.up && rest.is_empty())
+            .map(|link| Standing {
+                ways: Ways::of(&observed, config, link),
+                fence: config.fence.clone(),
+            });
 
         let now = Instant::now();
         self.pace.looked(now);
@@ -291,6 +311,29 @@ impl Host {
             unsaved,
             contested,
         })
+    }
+
+    /// Removes and adds routes into the tunnel where the last [`Self::converge`] has left all as it should be, and
+    /// what is fenced stays the same. Does not look at the rest, so it costs these routes. What the kernel
+    /// refused; `None`, and nothing is changed, where the whole is to be looked at instead.
+    pub fn adjust(
+        &mut self,
+        removed: &BTreeSet<IpNet>,
+        added: &BTreeSet<IpNet>,
+    ) -> Option<Vec<(Change, KernelError)>> {
+        let standing = self.standing.as_ref().filter(|_| !self.stale)?;
+        if !conflicts::faults_of_routes(added, &standing.fence).is_empty() {
+            return None;
+        }
+        let route = |prefix| standing.ways.route(prefix);
+        let removals = removed.iter().filter_map(route).map(Change::RemoveRoute);
+        let additions = added.iter().filter_map(route).map(Change::AddRoute);
+        let changes: Vec<Change> = removals.chain(additions).collect();
+        let refused = apply(&mut self.kernel, &changes);
+        if !refused.is_empty() {
+            self.standing = None;
+        }
+        Some(refused)
     }
 
     /// Waits until the host has changed in a way that [`Self::converge`] may care about.
@@ -330,6 +373,7 @@ impl Host {
                 .map(|link| link.index)
                 .collect(),
             names: names.cloned().collect(),
+            own_port: Some(self.kernel.route.port()),
             behind: crate::fence::behind(config),
         }
     }

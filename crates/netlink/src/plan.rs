@@ -379,41 +379,67 @@ fn wanted_blackholes(observed: &Observed, config: &HostConfig) -> impl Iterator<
 
 /// Everything that should be in our table.
 fn wanted_routes(observed: &Observed, config: &HostConfig, link: Option<&Link>) -> Vec<Route> {
-    // An overlay's packets are from the node itself.
-    let has = |address: &IpAddr| {
-        let mut present = observed.addresses.iter();
-        present.any(|present| present.address.addr() == *address)
-    };
-    let candidates: Vec<IpAddr> = match config.steering {
-        Steering::Prefixes => config.addresses.iter().copied().collect(),
-        Steering::Overlay { .. } => (config.fence.local.iter().map(IpNet::addr))
-            .filter(has)
-            .collect(),
-    };
-    let source = |family| {
-        let mut candidates = candidates.iter();
-        candidates
-            .find(|address| Family::of(&IpNet::from(**address)) == family)
-            .copied()
-    };
-    let routed = |prefix: &&IpNet| observed.families.contains(&Family::of(prefix));
-    let route = |prefix: &IpNet, link: &Link| Route {
-        table: config.table,
-        destination: prefix.trunc(),
-        metric: ROUTE_METRIC,
-        kind: RouteKind::Unicast(link.index),
-        gateway: None,
-        source: source(Family::of(prefix)),
-        complex: false,
-    };
-    let tunnel = link.into_iter().flat_map(|link| {
-        config
-            .routes
-            .iter()
-            .filter(routed)
-            .map(move |prefix| route(prefix, link))
+    let ways = link.map(|link| Ways::of(observed, config, link));
+    let tunnel = (ways.iter()).flat_map(|ways| {
+        let routes = config.routes.iter();
+        routes.filter_map(|prefix| ways.route(prefix))
     });
     wanted_blackholes(observed, config).chain(tunnel).collect()
+}
+
+/// How routes into the tunnel look on a host.
+#[derive(Debug)]
+pub(crate) struct Ways {
+    table: u32,
+    interface: u32,
+    families: BTreeSet<Family>,
+    /// One for each family that has one.
+    sources: Vec<IpAddr>,
+}
+
+impl Ways {
+    pub(crate) fn of(observed: &Observed, config: &HostConfig, link: &Link) -> Self {
+        // An overlay's packets are from the node itself.
+        let has = |address: &IpAddr| {
+            let mut present = observed.addresses.iter();
+            present.any(|present| present.address.addr() == *address)
+        };
+        let candidates: Vec<IpAddr> = match config.steering {
+            Steering::Prefixes => config.addresses.iter().copied().collect(),
+            Steering::Overlay { .. } => (config.fence.local.iter().map(IpNet::addr))
+                .filter(has)
+                .collect(),
+        };
+        let source = |family| {
+            let mut candidates = candidates.iter();
+            candidates
+                .find(|address| Family::of(&IpNet::from(**address)) == family)
+                .copied()
+        };
+        Self {
+            table: config.table,
+            interface: link.index,
+            families: observed.families.clone(),
+            sources: Family::ALL.into_iter().filter_map(source).collect(),
+        }
+    }
+
+    /// The route to a prefix, if the kernel routes its family.
+    pub(crate) fn route(&self, prefix: &IpNet) -> Option<Route> {
+        let family = Family::of(prefix);
+        let mut sources = self.sources.iter();
+        (self.families.contains(&family)).then(|| Route {
+            table: self.table,
+            destination: prefix.trunc(),
+            metric: ROUTE_METRIC,
+            kind: RouteKind::Unicast(self.interface),
+            gateway: None,
+            source: sources
+                .find(|source| Family::of(&IpNet::from(**source)) == family)
+                .copied(),
+            complex: false,
+        })
+    }
 }
 
 /// What is in our table and should not be, but for what adding the right one replaces.

@@ -43,6 +43,8 @@ pub(crate) struct Interest {
     pub(crate) links: BTreeSet<u32>,
     /// Names of interfaces that rules select by.
     pub(crate) names: BTreeSet<String>,
+    /// By which this program changes routes: what follows from that is no news.
+    pub(crate) own_port: Option<u32>,
     /// What is behind this node: addresses in it come and go with whoever has them.
     pub(crate) behind: BTreeSet<IpNet>,
 }
@@ -185,6 +187,7 @@ fn concerns_routing(message: &wire::Received<'_>, interest: &Interest) -> bool {
     let index = || payload.get(4..).and_then(wire::read_u32);
     let is_ours = || index().is_some_and(|index| interest.links.contains(&index));
     match message.kind {
+        RTM_NEWROUTE | RTM_DELROUTE if interest.own_port == Some(message.port) => false,
         RTM_NEWROUTE | RTM_DELROUTE => {
             let is_default = payload.get(1) == Some(&0);
             let claimed = |table| interest.claims.iter().any(|claim| table == claim.table);
@@ -290,7 +293,36 @@ mod tests {
             kind,
             flags: 0,
             sequence: 0,
+            port: 0,
             payload,
+        }
+    }
+
+    #[test]
+    fn routes_that_this_program_changes_itself_are_no_news() {
+        let config = config();
+        let route = route::Route {
+            table: config.table,
+            destination: net("10.1.5.0/24"),
+            metric: 1024,
+            kind: route::RouteKind::Unicast(7),
+            gateway: None,
+            source: None,
+            complex: false,
+        };
+        let mut bytes = Vec::new();
+        route.add().write(1, 0, &mut bytes);
+        let interest = Interest {
+            claims: vec![Claim::of(&config)],
+            own_port: Some(42),
+            ..Interest::default()
+        };
+        for (port, concerns) in [(42, false), (43, true), (0, true)] {
+            for kind in [RTM_NEWROUTE, RTM_DELROUTE] {
+                let mut message = received(kind, &bytes[wire::HEADER..]);
+                message.port = port;
+                assert_eq!(concerns_routing(&message, &interest), concerns, "{port}");
+            }
         }
     }
 
@@ -300,6 +332,7 @@ mod tests {
         let interest = Interest {
             claims: vec![Claim::of(&config)],
             tables: [100].into(),
+            own_port: None,
             links: [7].into(),
             names: ["eth1".to_owned()].into(),
             behind: config.fence.local.clone(),

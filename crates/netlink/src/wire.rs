@@ -130,6 +130,8 @@ pub(crate) struct Received<'a> {
     pub(crate) kind: u16,
     pub(crate) flags: u16,
     pub(crate) sequence: u32,
+    /// Of a notification: the socket whose request it follows from; 0 where that is the kernel's own doing.
+    pub(crate) port: u32,
     pub(crate) payload: &'a [u8],
 }
 
@@ -147,6 +149,7 @@ pub(crate) fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Received<'_>
             kind: read_u16(&message[4..])?,
             flags: read_u16(&message[6..])?,
             sequence: read_u32(&message[8..])?,
+            port: read_u32(&message[12..])?,
             payload: &message[HEADER..],
         })
     })
