@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use warren_config::{DeviceChange, DeviceStatus, PublicKey};
+use warren_config::{DeviceChange, DeviceStatus, PeerStatus, PublicKey};
 use warren_packet::coalesce::Merge;
 use warren_tun::{Device, LinkEvent, Links};
 use warren_udp::{BindError, Pair};
@@ -304,17 +304,32 @@ impl Engine {
         self.shared.router.rekey(peers, clock::now());
     }
 
+    /// What a peer is, but for its allowed IPs. Costs the same however many peers there are.
+    pub fn peer(&self, key: &PublicKey) -> Option<PeerStatus> {
+        (self.shared.router).peer_status(key, clock::now(), clock::wall())
+    }
+
+    /// The UDP port in use, or the one that was asked for while there is no socket.
+    pub fn listen_port(&self) -> u16 {
+        let wanted = lock(&self.net).listen_port;
+        self.shared.sockets.load().port().unwrap_or(wanted)
+    }
+
+    /// Whether the interface is up.
+    pub fn is_up(&self) -> bool {
+        lock(&self.net).up
+    }
+
+    /// Why there is no UDP socket although the interface is up, so that no peer is reached.
+    pub fn unbound(&self) -> Option<Arc<BindError>> {
+        lock(&self.net).unbound.clone()
+    }
+
     /// What the device is. Holds the private key, as the UAPI's `get` operation shows it.
     pub fn status(&self) -> DeviceStatus {
-        let (listen_port, fwmark) = {
-            let net = lock(&self.net);
-            (
-                self.shared.sockets.load().port().unwrap_or(net.listen_port),
-                net.fwmark,
-            )
-        };
+        let fwmark = lock(&self.net).fwmark;
         DeviceStatus {
-            listen_port,
+            listen_port: self.listen_port(),
             fwmark,
             ..self.shared.router.status(clock::now(), clock::wall())
         }

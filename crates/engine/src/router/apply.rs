@@ -126,31 +126,42 @@ impl Router {
         }
         for (handle, allowed_ips) in tables.peers.iter().zip(allowed_ips) {
             let Some(handle) = handle else { continue };
-            let peer = handle.lock(&self.agenda);
-            let at_wall = |at| {
-                let ago = now.saturating_duration_since(at);
-                WallTime(wall.0.saturating_sub(ago))
-            };
-            status.peers.insert(
-                *handle.public_key(),
-                PeerStatus {
-                    config: PeerConfig {
-                        preshared_key: peer.preshared_key().cloned(),
-                        endpoints: peer.endpoints().to_vec(),
-                        persistent_keepalive: peer.persistent_keepalive(),
-                        allowed_ips: allowed_ips.into_iter().collect(),
-                    },
-                    endpoint: peer.endpoint().map(|endpoint| endpoint.addr),
-                    last_handshake: peer.last_handshake().map(at_wall),
-                    unanswered_since: peer.unanswered_since().map(at_wall),
-                    rx_bytes: handle.rx_bytes.load(Ordering::Relaxed),
-                    tx_bytes: handle.tx_bytes.load(Ordering::Relaxed),
-                    rx_packets: handle.rx_packets.load(Ordering::Relaxed),
-                    tx_packets: handle.tx_packets.load(Ordering::Relaxed),
-                },
-            );
+            let mut peer = self.status_of(handle, now, wall);
+            peer.config.allowed_ips = allowed_ips.into_iter().collect();
+            status.peers.insert(*handle.public_key(), peer);
         }
         status
+    }
+
+    /// What a peer is, but for its allowed IPs, for which the whole table would be walked.
+    pub fn peer_status(&self, key: &PublicKey, now: Instant, wall: WallTime) -> Option<PeerStatus> {
+        let by_key = self.by_key.read().unwrap_or_else(PoisonError::into_inner);
+        let handle = by_key.get(key).cloned();
+        drop(by_key);
+        handle.map(|handle| self.status_of(&handle, now, wall))
+    }
+
+    fn status_of(&self, handle: &Arc<PeerHandle>, now: Instant, wall: WallTime) -> PeerStatus {
+        let peer = handle.lock(&self.agenda);
+        let at_wall = |at| {
+            let ago = now.saturating_duration_since(at);
+            WallTime(wall.0.saturating_sub(ago))
+        };
+        PeerStatus {
+            config: PeerConfig {
+                preshared_key: peer.preshared_key().cloned(),
+                endpoints: peer.endpoints().to_vec(),
+                persistent_keepalive: peer.persistent_keepalive(),
+                allowed_ips: BTreeSet::new(),
+            },
+            endpoint: peer.endpoint().map(|endpoint| endpoint.addr),
+            last_handshake: peer.last_handshake().map(at_wall),
+            unanswered_since: peer.unanswered_since().map(at_wall),
+            rx_bytes: handle.rx_bytes.load(Ordering::Relaxed),
+            tx_bytes: handle.tx_bytes.load(Ordering::Relaxed),
+            rx_packets: handle.rx_packets.load(Ordering::Relaxed),
+            tx_packets: handle.tx_packets.load(Ordering::Relaxed),
+        }
     }
 
     /// Asks for new keys with these peers now. Those that are no peers are passed over.
