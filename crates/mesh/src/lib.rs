@@ -36,11 +36,11 @@ pub use directory::{Directory, Enforcement, KeyFile, Mesh, Node, Pair};
 pub use endpoint::{Endpoint, EndpointError, Host, HostName, Unusable};
 pub use file::{Located, MeshFile, Position};
 pub use name::{NameError, NodeName, nearest};
-pub use plan::{Peer, Plan, PlanError, Resolved, Secrets, Underlay, plan};
+pub use plan::{Peer, Plan, PlanError, Resolved, Secrets, Step, Underlay, plan};
 pub use problem::{Cause, Field, Place, Problem, Severity, Subject};
 pub use reviewed::Reviewed;
 pub use roster::{Candidate, Roster, Seen};
-pub use warren_config::Steering;
+pub use warren_config::{PublicKey, Steering};
 pub use wg_quick::{ExportError, wg_quick};
 
 /// Where a node keeps what is its own, unless told otherwise: `0700`, owned by root.

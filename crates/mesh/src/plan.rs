@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use warren_config::{
-    DeviceConfig, Fence, HostConfig, PeerConfig, PresharedKey, PrivateKey, PublicKey, Steering,
-    is_within,
+    DeviceChange, DeviceConfig, DeviceStatus, Fence, HostConfig, PeerConfig, PresharedKey,
+    PrivateKey, PublicKey, Steering, diff, is_within,
 };
 
 use crate::directory::{Directory, Enforcement, KeyFile, Node, Pair};
@@ -82,6 +82,17 @@ pub struct Peer {
     pub outside: bool,
 }
 
+/// What is to be done about a plan of which some nodes were planned anew.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Step {
+    /// Of the device.
+    pub device: DeviceChange,
+    /// Routes that go, before the device is changed.
+    pub routes_removed: BTreeSet<IpNet>,
+    /// Routes that come, after that.
+    pub routes_added: BTreeSet<IpNet>,
+}
+
 /// Why there is no plan. What was in force stays so.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
@@ -147,6 +158,139 @@ impl Reviewed {
             around,
         )
     }
+
+    /// What the host of the node `this` is to look like, but for all that other nodes decide: routes and what is
+    /// fenced. By this a caller asks what is around it, before there is a plan.
+    pub fn host_alone(&self, this: &NodeName) -> Option<HostConfig> {
+        let node = self.directory().nodes.get(this)?;
+        let refused = refused(self.problems_of(this));
+        let sound = Sound {
+            directory: self.directory(),
+            refused: &refused,
+        };
+        let (device, steered) = (DeviceConfig::default(), BTreeSet::new());
+        Some(host(&sound, this, node, &device, &steered))
+    }
+
+    /// Brings a plan that [`Reviewed::plan`] gave, for these arguments and an earlier state of the nodes, to what it
+    /// would give now, where only the nodes of these names have changed since, or what is wrong with them
+    /// ([`Reviewed::set`] names them). The others are not looked at: it costs these nodes and what is wrong.
+    ///
+    /// `None` where more than these nodes may be planned otherwise: one of them is this node, or an exception, or goes by
+    /// names or preshared keys; it has an address that this host needs; or nothing says what the mesh may
+    /// carry. Then the plan is as it was, and is to be made anew.
+    pub fn replan(
+        &self,
+        plan: &mut Plan,
+        names: &BTreeSet<NodeName>,
+        underlay: &Underlay,
+        steered: &BTreeSet<IpNet>,
+    ) -> Option<Step> {
+        let directory = self.directory();
+        let this = plan.node.clone();
+        let node = directory.nodes.get(&this)?;
+        let is_about_more = |name: &NodeName| {
+            let there = directory.nodes.get(name);
+            *name == this
+                || directory.key_file(&this, name).is_some()
+                || plan.peers.get(name).is_some_and(|peer| peer.outside)
+                || there.is_some_and(|other| {
+                    let mut endpoints = other.endpoints.iter();
+                    other.outside
+                        || endpoints.any(|endpoint| matches!(endpoint.host, Host::Name(_)))
+                })
+        };
+        let is_unbounded =
+            directory.bounds().is_none() && directory.mesh.steering == Steering::Prefixes;
+        if is_unbounded
+            || node.outside
+            // Whose key this is would be asked of all.
+            || node.public_key.is_none()
+            || plan.device.private_key.is_none()
+            || names.iter().any(is_about_more)
+        {
+            return None;
+        }
+        let review = self.problems();
+        if (review.iter()).any(|problem| {
+            problem.severity() == Severity::Error && problem.subject.place == Place::Mesh
+        }) {
+            return None;
+        }
+
+        let refused = (names.iter().chain([&this]))
+            .flat_map(|name| refused(self.problems_of(name)))
+            .collect();
+        let sound = Sound {
+            directory,
+            refused: &refused,
+        };
+        let (resolved, secrets) = (Resolved::new(), Secrets::default());
+        let mut unheard = (Vec::new(), BTreeSet::new());
+        let of_this = OfThis {
+            name: &this,
+            node,
+            is_reachable: sound.is_reachable(&this, node),
+            resolved: &resolved,
+            secrets: &secrets,
+        };
+        let mut before = DeviceConfig::default();
+        let mut after = DeviceConfig::default();
+        let mut peers = BTreeMap::new();
+        for name in names {
+            let key = plan.peers.get(name).and_then(|peer| peer.public_key);
+            before.peers.extend(key.and_then(|key| {
+                let peer = plan.device.peers.get(&key)?;
+                Some((key, peer.clone()))
+            }));
+            if let Some(other) = directory.nodes.get(name) {
+                let (peer, config) = of_this.peer(&sound, name, other, &mut unheard);
+                peers.insert(name, peer);
+                after.peers.extend(peer.public_key.zip(config));
+            }
+        }
+        let is_strict = directory.mesh.enforcement == Enforcement::Strict;
+        let routes = |device: &DeviceConfig| -> BTreeSet<IpNet> {
+            let allowed_ips = device.peers.values().flat_map(|peer| &peer.allowed_ips);
+            let is_routed = |net: &IpNet| is_strict || is_within(steered, net);
+            allowed_ips.copied().filter(is_routed).collect()
+        };
+        let (routes_before, routes_after) = (routes(&before), routes(&after));
+        let is_needed = |net: &IpNet| {
+            let mut needed = underlay.resolvers.iter().chain(&underlay.api_servers);
+            needed.any(|address| net.contains(address))
+        };
+        let mut differing = routes_before.symmetric_difference(&routes_after);
+        if differing.any(is_needed) {
+            return None;
+        }
+
+        for name in names {
+            match peers.remove(name) {
+                Some(peer) => plan.peers.insert(name.clone(), peer),
+                None => plan.peers.remove(name),
+            };
+        }
+        for key in before.peers.keys() {
+            plan.device.peers.remove(key);
+        }
+        let device = diff(&DeviceStatus::idle(&before), &after);
+        plan.device.peers.extend(after.peers);
+        let step = Step {
+            device,
+            routes_removed: (routes_before.difference(&routes_after).copied()).collect(),
+            routes_added: (routes_after.difference(&routes_before).copied()).collect(),
+        };
+        for net in &step.routes_removed {
+            plan.host.routes.remove(net);
+        }
+        plan.host.routes.extend(&step.routes_added);
+        let before = std::mem::replace(&mut plan.problems, review);
+        let of_plan = |problem: &Problem| !problem.cause.is_of_review();
+        plan.problems.extend(before.into_iter().filter(of_plan));
+        plan.problems.sort_by(|a, b| a.subject.cmp(&b.subject));
+        Some(step)
+    }
 }
 
 fn plan_after(
@@ -204,7 +348,13 @@ fn device(
     problems: &mut Vec<Problem>,
 ) -> (DeviceConfig, BTreeMap<NodeName, Peer>) {
     let directory = sound.directory;
-    let here_reachable = sound.is_reachable(this, node);
+    let of_this = OfThis {
+        name: this,
+        node,
+        is_reachable: sound.is_reachable(this, node),
+        resolved,
+        secrets,
+    };
     let mut device = DeviceConfig {
         private_key: private_key(sound, this, node, secrets, problems),
         listen_port: directory.mesh.port,
@@ -212,54 +362,77 @@ fn device(
         peers: BTreeMap::new(),
     };
     let mut peers = BTreeMap::new();
-    let mut missing = BTreeSet::new();
+    let mut told = (std::mem::take(problems), BTreeSet::new());
     for (name, other) in directory.others(this) {
-        let there_reachable = sound.is_reachable(name, other);
-        let mut peer = Peer {
-            public_key: None,
-            unreachable: !here_reachable && !there_reachable,
-            outside: other.outside,
-        };
-        if node.outside || other.outside {
-            peer.unreachable = false;
-            peers.insert(name.clone(), peer);
-            continue;
-        }
-        let preshared_key = match directory.key_file(this, name) {
-            None => Some(None),
-            Some(file) => match secrets.preshared_keys.get(file) {
-                Some(key) => Some(Some(key.clone())),
-                // Going without would be a weaker tunnel than the one that was asked for.
-                None => {
-                    missing.insert(key_file_place(directory, this, name, file));
-                    None
-                }
-            },
-        };
-        if let Some(key) = sound.public_key(name, other)
-            && let Some(preshared_key) = preshared_key
-        {
-            let keepalive = node.keepalive.unwrap_or(match here_reachable {
-                true => 0,
-                false => DEFAULT_KEEPALIVE_SECS,
-            });
-            peer.public_key = Some(key);
-            device.peers.insert(
-                key,
-                PeerConfig {
-                    preshared_key,
-                    endpoints: endpoints(sound, name, other, resolved, problems),
-                    persistent_keepalive: if there_reachable { keepalive } else { 0 },
-                    allowed_ips: sound.claims(name, other),
-                },
-            );
-        }
+        let (peer, config) = of_this.peer(sound, name, other, &mut told);
+        device.peers.extend(peer.public_key.zip(config));
         peers.insert(name.clone(), peer);
     }
+    let (told, missing) = told;
+    *problems = told;
     problems.extend(missing.into_iter().map(|(place, file)| {
         Subject::entry(place, Field::PresharedKeyFile, 0).has(Cause::NoPresharedKey(file))
     }));
     (device, peers)
+}
+
+/// What of this node decides how it sees another.
+struct OfThis<'a> {
+    name: &'a NodeName,
+    node: &'a Node,
+    /// Whether others can call it.
+    is_reachable: bool,
+    resolved: &'a Resolved,
+    secrets: &'a Secrets,
+}
+
+impl OfThis<'_> {
+    /// Another node, and the peer of the device that it is. What is wrong goes to `told`, the preshared keys that are
+    /// missing apart.
+    fn peer(
+        &self,
+        sound: &Sound<'_>,
+        name: &NodeName,
+        other: &Node,
+        (problems, missing): &mut (Vec<Problem>, BTreeSet<(Place, KeyFile)>),
+    ) -> (Peer, Option<PeerConfig>) {
+        let there_reachable = sound.is_reachable(name, other);
+        let mut peer = Peer {
+            public_key: None,
+            unreachable: !self.is_reachable && !there_reachable,
+            outside: other.outside,
+        };
+        if self.node.outside || other.outside {
+            peer.unreachable = false;
+            return (peer, None);
+        }
+        let directory = sound.directory;
+        let preshared_key = match directory.key_file(self.name, name) {
+            None => None,
+            Some(file) => match self.secrets.preshared_keys.get(file) {
+                Some(key) => Some(key.clone()),
+                // Going without would be a weaker tunnel than the one that was asked for.
+                None => {
+                    missing.insert(key_file_place(directory, self.name, name, file));
+                    return (peer, None);
+                }
+            },
+        };
+        peer.public_key = sound.public_key(name, other);
+        let config = peer.public_key.map(|_| {
+            let keepalive = self.node.keepalive.unwrap_or(match self.is_reachable {
+                true => 0,
+                false => DEFAULT_KEEPALIVE_SECS,
+            });
+            PeerConfig {
+                preshared_key,
+                endpoints: endpoints(sound, name, other, self.resolved, problems),
+                persistent_keepalive: if there_reachable { keepalive } else { 0 },
+                allowed_ips: sound.claims(name, other),
+            }
+        });
+        (peer, config)
+    }
 }
 
 /// This node's key, unless it is another's: two hosts with one key would take each other's traffic

@@ -165,6 +165,22 @@ pub enum Cause {
     },
 }
 
+impl Cause {
+    /// Whether a review of the directory finds it, and not only a plan.
+    pub(crate) fn is_of_review(&self) -> bool {
+        !matches!(
+            self,
+            Self::Unresolved(_)
+                | Self::ResolvedTo { .. }
+                | Self::NoPrivateKey
+                | Self::WrongPrivateKey { .. }
+                | Self::NoPresharedKey(_)
+                | Self::Covers { .. }
+                | Self::ApiServer { .. }
+        )
+    }
+}
+
 impl Problem {
     /// How bad it is.
     pub fn severity(&self) -> Severity {

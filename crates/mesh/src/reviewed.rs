@@ -55,6 +55,11 @@ impl Reviewed {
         &self.directory
     }
 
+    /// The MTU of the tunnel, in bytes, is found to be this. It is nothing to any node.
+    pub fn set_mtu(&mut self, mtu: u32) {
+        self.directory.mesh.mtu = mtu;
+    }
+
     /// Puts a node into the place of the one of its name, or takes that away. All nodes whose problems may be
     /// others than before, this one among them.
     pub fn set(&mut self, name: &NodeName, node: Option<Node>) -> BTreeSet<NodeName> {

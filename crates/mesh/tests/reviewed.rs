@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{key, name};
+use common::{key, name, private};
 use ipnet::IpNet;
 use proptest::prelude::*;
 use warren_mesh::{
@@ -57,6 +57,16 @@ fn mesh() -> impl Strategy<Value = Mesh> {
         Just((
             vec!["10.77.0.0/16"],
             Enforcement::Strict,
+            Steering::Prefixes
+        )),
+        Just((
+            vec!["10.77.0.0/16"],
+            Enforcement::Staged,
+            Steering::Prefixes
+        )),
+        Just((
+            vec!["10.77.0.0/16"],
+            Enforcement::Permissive,
             Steering::Prefixes
         )),
         Just((vec![], Enforcement::Staged, Steering::Prefixes)),
@@ -116,6 +126,146 @@ proptest! {
             prop_assert_eq!(&reviewed, &Reviewed::new(directory.clone()));
         }
     }
+}
+
+/// What another host needs around it: some of it where nodes may claim it.
+fn underlay() -> impl Strategy<Value = Underlay> {
+    let address = prop_oneof![
+        Just([192, 0, 2, 77]),
+        Just([10, 77, 2, 9]),
+        Just([10, 77, 5, 1])
+    ];
+    let addresses = prop::collection::btree_set(address.prop_map(std::net::IpAddr::from), 0..2);
+    (addresses.clone(), addresses.clone(), addresses).prop_map(
+        |(gateways, resolvers, api_servers)| Underlay {
+            addresses: [[192, 0, 2, 1].into()].into(),
+            gateways,
+            resolvers,
+            api_servers,
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_plan_that_follows_its_nodes_one_by_one_is_the_plan_of_all(
+        mesh in mesh(),
+        before in prop::collection::vec(prop::option::of(node()), 8),
+        changes in prop::collection::vec((1usize..9, prop::option::weighted(0.8, node())), 1..12),
+        underlay in underlay(),
+        steered in prop::collection::btree_set(prop::sample::select(vec![
+            "10.77.1.0/24", "10.77.2.0/23", "10.77.3.1/32", "10.77.4.0/24", "10.77.7.0/24", "192.0.2.1/32",
+        ]), 0..4),
+    ) {
+        let named = |number: usize| name(&format!("n{number}"));
+        let nodes = before.into_iter().enumerate().map(|(number, node)| (number + 1, node));
+        let mut directory = Directory {
+            mesh,
+            nodes: nodes.filter_map(|(number, node)| Some((named(number), node?))).collect(),
+            pairs: [].into(),
+        };
+        let this = named(0);
+        directory.nodes.insert(this.clone(), Node {
+            public_key: Some(key(9)),
+            endpoints: vec!["192.0.2.9".parse().expect("an endpoint")],
+            addresses: vec![[10, 77, 6, 0].into()],
+            prefixes: vec!["10.77.6.0/24".parse().expect("a prefix")],
+            seniority: 1,
+            ..Node::default()
+        });
+        let steered = steered.into_iter().map(|net| net.parse().expect("a prefix")).collect();
+        let resolved = Resolved::new();
+        let secrets = Secrets { private_key: Some(private(9)), ..Secrets::default() };
+        let mut reviewed = Reviewed::new(directory);
+        let whole = |reviewed: &Reviewed| {
+            reviewed.plan(&this, &resolved, &secrets, &underlay, &steered).expect("this node is there")
+        };
+        let mut plan = whole(&reviewed);
+        for (number, node) in changes {
+            let affected = reviewed.set(&named(number), node);
+            let before = plan.clone();
+            let should = whole(&reviewed);
+            match reviewed.replan(&mut plan, &affected, &underlay, &steered) {
+                Some(step) => {
+                    prop_assert_eq!(&plan, &should);
+                    let mut device = before.device;
+                    device.apply(&step.device);
+                    prop_assert_eq!(&device, &should.device);
+                    prop_assert!(step.routes_removed.is_subset(&before.host.routes));
+                    prop_assert!(step.routes_added.is_disjoint(&before.host.routes));
+                    let kept = before.host.routes.difference(&step.routes_removed).copied();
+                    let routes = kept.chain(step.routes_added).collect();
+                    prop_assert_eq!(&should.host.routes, &routes);
+                }
+                None => {
+                    prop_assert_eq!(&plan, &before, "nothing is done by half");
+                    plan = should;
+                }
+            }
+        }
+    }
+}
+
+/// What a change of one node touches is that node, however many there are.
+#[test]
+fn the_step_of_one_changed_node_is_the_same_among_a_hundred_and_among_thousands() {
+    let steps: Vec<_> = [100, 5000_u32]
+        .map(|count| {
+            let net = |number: u32| format!("10.{}.{}.0/24", number / 256, number % 256);
+            let node = |number: u32, network: &str| {
+                let mut bytes = [7; 32];
+                bytes[..4].copy_from_slice(&number.to_le_bytes());
+                let prefix: IpNet = net(number).parse().expect("a prefix");
+                let endpoint = format!("{network}.{}.{}", number / 250, number % 250);
+                Node {
+                    public_key: Some(warren_config::PublicKey::from_bytes(bytes)),
+                    endpoints: vec![endpoint.parse().expect("an endpoint")],
+                    addresses: vec![prefix.network()],
+                    prefixes: vec![prefix],
+                    ..Node::default()
+                }
+            };
+            let named = |number: u32| name(&format!("n{number:05}"));
+            let mut nodes: std::collections::BTreeMap<_, _> = (0..count)
+                .map(|number| (named(number), node(number, "192.168")))
+                .collect();
+            let this = named(0);
+            nodes.get_mut(&this).expect("is there").public_key = Some(key(9));
+            let mut reviewed = Reviewed::new(Directory {
+                mesh: Mesh {
+                    prefixes: vec!["10.0.0.0/8".parse().expect("a prefix")],
+                    ..Mesh::default()
+                },
+                nodes,
+                pairs: [].into(),
+            });
+            let secrets = Secrets {
+                private_key: Some(private(9)),
+                ..Secrets::default()
+            };
+            let (underlay, steered) = (Underlay::default(), [].into());
+            let plan = reviewed.plan(&this, &Resolved::new(), &secrets, &underlay, &steered);
+            let mut plan = plan.expect("a plan");
+            let mut steps = Vec::new();
+            for changed in [Some(node(42, "172.16")), None, Some(node(42, "192.168"))] {
+                let affected = reviewed.set(&named(42), changed);
+                assert_eq!(affected, [named(42)].into(), "nobody else is looked at");
+                let step = reviewed.replan(&mut plan, &affected, &underlay, &steered);
+                steps.push(step.expect("it is about this node alone"));
+            }
+            steps
+        })
+        .into();
+    assert_eq!(steps[0], steps[1]);
+    let sizes: Vec<_> = (steps[0].iter())
+        .map(|step| {
+            let routes = (step.routes_removed.len(), step.routes_added.len());
+            (step.device.peers.len(), routes)
+        })
+        .collect();
+    assert_eq!(sizes, [(1, (0, 0)), (1, (2, 0)), (1, (0, 2))]);
 }
 
 #[test]
