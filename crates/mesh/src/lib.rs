@@ -39,7 +39,7 @@ pub use name::{NameError, NodeName, nearest};
 pub use plan::{Peer, Plan, PlanError, Resolved, Secrets, Step, Underlay, plan};
 pub use problem::{Cause, Field, Place, Problem, Severity, Subject};
 pub use reviewed::Reviewed;
-pub use roster::{Candidate, Roster, Seen};
+pub use roster::{Candidate, Glance, Roster, Seen};
 pub use warren_config::{PublicKey, Steering};
 pub use wg_quick::{ExportError, wg_quick};
 

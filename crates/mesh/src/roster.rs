@@ -35,10 +35,16 @@ const BURST: u32 = 64;
 const PACE: Duration = Duration::from_millis(10);
 
 /// What is known of the peers over time.
+///
+/// A look at one peer costs that peer: who is to be looked at when is kept in order, and so is who is ready.
 #[derive(Debug)]
 pub struct Roster {
     seed: u64,
     peers: BTreeMap<PublicKey, Entry>,
+    /// When to look at whom again, if nothing else happens.
+    agenda: BTreeSet<(Duration, PublicKey)>,
+    ready: BTreeSet<NodeName>,
+    unready: BTreeSet<NodeName>,
     /// Calls that may be made now, and when that was last reckoned.
     calls: (u32, Option<Duration>),
 }
@@ -67,9 +73,28 @@ pub struct Seen {
     pub next: Option<Duration>,
 }
 
+/// What a look at the peers that were due has shown.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Glance {
+    /// Those of them that are ready.
+    pub ready: BTreeSet<NodeName>,
+    /// Those that are not.
+    pub unready: BTreeSet<NodeName>,
+    /// One has become ready, or is so no more.
+    pub changed: bool,
+    /// The peers with which to shake hands now.
+    pub calls: Vec<PublicKey>,
+    /// When to look again at the latest; `None` when nothing is waited for.
+    pub next: Option<Duration>,
+}
+
 #[derive(Debug)]
 struct Entry {
     name: NodeName,
+    /// Its place on the agenda.
+    wake: Option<Duration>,
+    /// When it was called last.
+    called: Option<Duration>,
     epoch: Option<i64>,
     /// When a newer epoch was heard of, and the bytes that had been received by then.
     renewed: Option<Renewed>,
@@ -92,6 +117,9 @@ impl Roster {
         Self {
             seed,
             peers: BTreeMap::new(),
+            agenda: BTreeSet::new(),
+            ready: BTreeSet::new(),
+            unready: BTreeSet::new(),
             calls: (BURST, None),
         }
     }
@@ -104,65 +132,132 @@ impl Roster {
         population: usize,
         now: Duration,
     ) {
-        let mut before = std::mem::take(&mut self.peers);
-        for candidate in candidates {
-            let key = candidate.public_key;
-            let mut entry = match before.remove(&key) {
-                Some(entry) => entry,
-                None => Entry {
-                    name: candidate.name.clone(),
-                    epoch: candidate.epoch,
-                    renewed: None,
-                    received: 0,
-                    was_ready: false,
-                    due: Some(match candidate.first {
-                        true => now,
-                        false => now + self.spread(&key, population),
-                    }),
-                },
-            };
-            entry.name = candidate.name;
-            if candidate.epoch > entry.epoch {
-                entry.epoch = candidate.epoch;
-                entry.renewed = Some(Renewed {
-                    at: now,
-                    received: entry.received,
-                });
-                let look_at = now + SILENCE + self.spread(&key, population);
-                entry.due = Some(entry.due.map_or(look_at, |due| due.min(look_at)));
-            }
-            self.peers.insert(key, entry);
+        let candidates: Vec<Candidate> = candidates.into_iter().collect();
+        let keys: BTreeSet<PublicKey> = (candidates.iter())
+            .map(|candidate| candidate.public_key)
+            .collect();
+        let gone: Vec<PublicKey> = (self.peers.keys())
+            .filter(|key| !keys.contains(*key))
+            .copied()
+            .collect();
+        for key in gone {
+            self.remove(&key);
         }
+        for candidate in candidates {
+            self.set(candidate, population, now);
+        }
+    }
+
+    /// The same of one peer, whom the next look is at. The others stay as they are.
+    pub fn set(&mut self, candidate: Candidate, population: usize, now: Duration) {
+        let key = candidate.public_key;
+        let mut entry = match self.take(&key) {
+            Some(entry) => entry,
+            None => Entry {
+                name: candidate.name.clone(),
+                wake: None,
+                called: None,
+                epoch: candidate.epoch,
+                renewed: None,
+                received: 0,
+                was_ready: false,
+                due: Some(match candidate.first {
+                    true => now,
+                    false => now + self.spread(&key, population),
+                }),
+            },
+        };
+        entry.name = candidate.name;
+        if candidate.epoch > entry.epoch {
+            entry.epoch = candidate.epoch;
+            entry.renewed = Some(Renewed {
+                at: now,
+                received: entry.received,
+            });
+            let look_at = now + SILENCE + self.spread(&key, population);
+            entry.due = Some(entry.due.map_or(look_at, |due| due.min(look_at)));
+        }
+        entry.wake = Some(now);
+        self.put(key, entry);
+    }
+
+    /// This is no peer any more.
+    pub fn remove(&mut self, key: &PublicKey) {
+        self.take(key);
+    }
+
+    /// The peers that were ready at the last look.
+    pub fn ready(&self) -> &BTreeSet<NodeName> {
+        &self.ready
+    }
+
+    /// The others.
+    pub fn unready(&self) -> &BTreeSet<NodeName> {
+        &self.unready
+    }
+
+    /// When to look at somebody next, if nothing else happens.
+    pub fn next(&self) -> Option<Duration> {
+        self.agenda.first().map(|(at, _)| *at)
     }
 
     /// Judges every peer by what the device says of it, at wall time `wall`, which is the caller's `now`.
     pub fn look(&mut self, device: &DeviceStatus, wall: WallTime, now: Duration) -> Seen {
+        let all: Vec<PublicKey> = self.peers.keys().copied().collect();
+        let status = |key: &PublicKey| device.peers.get(key).cloned();
+        let Glance { calls, next, .. } = self.judge(&all, status, wall, now);
+        Seen {
+            ready: self.ready.clone(),
+            calls,
+            next,
+        }
+    }
+
+    /// Judges those peers whose time has come, each by its `status` on the device. What nobody waits for
+    /// (that a peer which was ready has ceased to answer) is seen by [`Roster::look`] alone.
+    pub fn glance(
+        &mut self,
+        status: impl FnMut(&PublicKey) -> Option<PeerStatus>,
+        wall: WallTime,
+        now: Duration,
+    ) -> Glance {
+        let due = self.agenda.iter().take_while(|(at, _)| *at <= now);
+        let due: Vec<PublicKey> = due.map(|(_, key)| *key).collect();
+        self.judge(&due, status, wall, now)
+    }
+
+    fn judge(
+        &mut self,
+        keys: &[PublicKey],
+        mut status: impl FnMut(&PublicKey) -> Option<PeerStatus>,
+        wall: WallTime,
+        now: Duration,
+    ) -> Glance {
         let mut allowed = self.allowance(now);
-        // A look costs as much as there are peers.
-        let step = PACE
-            * u32::try_from(self.peers.len() / 64)
-                .unwrap_or(32)
-                .clamp(1, 32);
-        let mut seen = Seen::default();
-        let mut wait = |at: Duration| {
-            seen.next = Some(seen.next.map_or(at, |next| next.min(at)));
-        };
+        // A look costs as much as there are peers to look at.
+        let step = PACE * u32::try_from(keys.len() / 64).unwrap_or(32).clamp(1, 32);
+        let mut glance = Glance::default();
         // Those that have waited longest go first.
         let mut due: Vec<(Duration, PublicKey)> = Vec::new();
-        for (key, entry) in &mut self.peers {
-            let idle = PeerStatus::default();
-            let status = device.peers.get(key).unwrap_or(&idle);
+        for key in keys {
+            let Some(mut entry) = self.take(key) else {
+                continue;
+            };
+            let status = status(key).unwrap_or_default();
             entry.received = status.rx_bytes;
             let age = |at: Option<WallTime>| at.map(|at| wall.0.saturating_sub(at.0));
             let handshake = age(status.last_handshake);
             let unanswered = age(status.unanswered_since);
             let is_ready = entry.is_ready(handshake, unanswered, now);
+            glance.changed |= entry.was_ready != is_ready;
             entry.was_ready = is_ready;
             if is_ready {
-                seen.ready.insert(entry.name.clone());
+                glance.ready.insert(entry.name.clone());
                 entry.settle(handshake, now);
-            } else if entry.due.is_none() {
-                entry.due = Some(now + AGAIN + spread(self.seed, key, AGAIN));
+            } else {
+                glance.unready.insert(entry.name.clone());
+                let again = || now + AGAIN + spread(self.seed, key, AGAIN);
+                entry.due.get_or_insert_with(again);
             }
             if let Some(at) = entry.due
                 && at <= now
@@ -173,36 +268,50 @@ impl Roster {
                     entry.due = None;
                 }
             }
-            if let Some(at) = entry.due.filter(|at| *at > now) {
-                wait(at);
-            }
-            if let Some(end) = entry.grace_ends(now) {
-                wait(end);
-            }
-            if let Some(unanswered) = unanswered.filter(|unanswered| *unanswered < UNANSWERED) {
-                // An answer takes a round trip, of which nobody tells: often at first, then seldom.
-                let often = unanswered.clamp(step, SELDOM);
-                wait(now + often.min(UNANSWERED - unanswered));
-            }
+            entry.wake = entry.waits(unanswered, is_ready, step, now);
+            self.put(*key, entry);
         }
         due.sort_unstable();
         for (_, key) in due {
-            if allowed == 0 {
-                wait(now + step);
-                break;
-            }
-            allowed -= 1;
-            if let Some(entry) = self.peers.get_mut(&key) {
+            let Some(mut entry) = self.take(&key) else {
+                continue;
+            };
+            entry.wake = Some(now + step);
+            if allowed > 0 {
+                allowed -= 1;
                 entry.due = None;
+                entry.called = Some(now);
+                glance.calls.push(key);
             }
-            seen.calls.push(key);
+            self.put(key, entry);
         }
         self.calls.0 = allowed;
-        if !seen.calls.is_empty() {
-            let at = now + step;
-            seen.next = Some(seen.next.map_or(at, |next| next.min(at)));
+        glance.next = self.next();
+        glance
+    }
+
+    /// Takes an entry out, and all that is kept of it beside.
+    fn take(&mut self, key: &PublicKey) -> Option<Entry> {
+        let entry = self.peers.remove(key)?;
+        if let Some(at) = entry.wake {
+            self.agenda.remove(&(at, *key));
         }
-        seen
+        match entry.was_ready {
+            true => self.ready.remove(&entry.name),
+            false => self.unready.remove(&entry.name),
+        };
+        Some(entry)
+    }
+
+    fn put(&mut self, key: PublicKey, entry: Entry) {
+        if let Some(at) = entry.wake {
+            self.agenda.insert((at, key));
+        }
+        match entry.was_ready {
+            true => self.ready.insert(entry.name.clone()),
+            false => self.unready.insert(entry.name.clone()),
+        };
+        self.peers.insert(key, entry);
     }
 
     /// How many calls may be made now.
@@ -283,6 +392,27 @@ impl Entry {
         let renewed = now.saturating_sub(renewed.at);
         let older_session = handshake.is_some_and(|age| age > renewed && age < SESSION);
         !is_ready || silent && older_session
+    }
+
+    /// When to look at it again.
+    fn waits(
+        &self,
+        unanswered: Option<Duration>,
+        is_ready: bool,
+        step: Duration,
+        now: Duration,
+    ) -> Option<Duration> {
+        // An answer takes a round trip, of which nobody tells: often at first, then seldom.
+        let often = |since: Duration| now + since.clamp(step, SELDOM);
+        let unanswered = unanswered.filter(|unanswered| *unanswered < UNANSWERED);
+        let answer = unanswered
+            .map(|unanswered| often(unanswered).min(now + UNANSWERED.saturating_sub(unanswered)));
+        // A call that was not made yet.
+        let called = self.called.map(|called| now.saturating_sub(called));
+        let called = called.filter(|since| !is_ready && *since < SELDOM);
+        let due = self.due.filter(|at| *at > now);
+        let waits = [answer, called.map(often), due, self.grace_ends(now)];
+        waits.into_iter().flatten().min()
     }
 
     /// When a peer that is ready for the time being is not any more.
@@ -413,6 +543,57 @@ mod tests {
         for number in (0..10).map(|hundred| hundred * 100 + 7) {
             assert!(first.contains(&key(number)), "{number} had traffic");
         }
+    }
+
+    #[test]
+    fn of_thousands_only_those_are_looked_at_whose_time_has_come() {
+        let count = 5000;
+        let peers: Vec<_> = (0..count).map(|number| (number, Some(1))).collect();
+        let mut node = Played::new(&peers, 10);
+        for number in 0..count {
+            node.handshake(number, 0.0);
+        }
+        node.look(1);
+        assert_eq!(node.roster.ready().len(), 5000);
+        assert_eq!(node.roster.next(), None, "nobody is waited for");
+
+        // One starts anew, and one is new.
+        let at = Duration::from_secs(100);
+        node.roster.set(candidate(7, Some(2)), 10, at);
+        node.roster.set(candidate(count, Some(1)), 10, at);
+        let mut looked_at = Vec::new();
+        let mut glance = |node: &mut Played, at: Duration| {
+            looked_at.clear();
+            let device = &node.device;
+            let status = |key: &PublicKey| {
+                looked_at.push(*key);
+                device.peers.get(key).cloned()
+            };
+            let glance = node.roster.glance(status, WallTime(at), at);
+            (glance, looked_at.len())
+        };
+        let (first, looks) = glance(&mut node, at);
+        assert_eq!(looks, 2);
+        assert_eq!(first.ready, [candidate(7, None).name].into());
+        assert_eq!(first.unready, [candidate(count, None).name].into());
+        assert!(!first.changed, "a new one was not ready before, either");
+        let at = at + Duration::from_millis(200);
+        let (called, looks) = glance(&mut node, at);
+        assert_eq!((called.calls, looks), (vec![key(count)], 1));
+        node.handshake(count, 100.3);
+        let at = called.next.expect("it is looked at again");
+        assert!(at < Duration::from_millis(100_300), "soon: {at:?}");
+        let (answered, looks) = glance(&mut node, at);
+        assert!(answered.changed && answered.ready.len() == 1);
+        assert_eq!(looks, 1);
+        assert_eq!(node.roster.ready().len(), 5001);
+
+        node.roster.remove(&key(7));
+        assert_eq!(node.roster.ready().len(), 5000);
+        assert!(node.roster.unready().is_empty());
+        // What is kept by name and by time is what a look at all says.
+        let ready = node.roster.ready().clone();
+        assert_eq!(node.look(101).ready, ready);
     }
 
     /// A restart of one node among thousands: no storm, whoever had a session with it.
