@@ -12,13 +12,13 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use warren_config::HostConfig;
 use warren_control::{Limits, Listener, Server, http, status as socket};
 use warren_engine::End;
-use warren_mesh::{Plan, RESOLVE_AGAIN_SECS};
+use warren_mesh::{Plan, RESOLVE_AGAIN_SECS, Step};
 use warren_netlink::{Ahead, Host, LinkState, Report};
 use warren_state::StateDir;
 
 use crate::args::{Aead, Run};
 use crate::notify;
-use crate::source::{self, Aim, Around, Source};
+use crate::source::{self, Aim, Around, Source, Stepped, Todo};
 use crate::status::{Board, fence_in_words, fences};
 use crate::tunnel::Tunnel;
 
@@ -159,18 +159,17 @@ impl Daemon {
                 }
                 Event::Source(event) => {
                     let (source, host, around) = self.source();
-                    if source.take(event, host, &around) {
-                        self.realise();
-                    }
+                    let todo = source.take(event, host, &around);
+                    self.see_to(todo);
                 }
-                Event::Host | Event::Retry => self.realise(),
+                Event::Host => self.host_changed(),
+                Event::Retry => self.realise(),
                 Event::Tunnel(end) => self.tunnel_ended(end),
                 Event::Tick => {
                     self.ahead_told.clone_from(&self.ahead);
                     let (source, host, around) = self.source();
-                    if source.tick(host, &around) {
-                        self.realise();
-                    }
+                    let todo = source.tick(host, &around);
+                    self.see_to(todo);
                 }
             }
         }
@@ -183,16 +182,112 @@ impl Daemon {
     fn source(&mut self) -> (&mut Source, &mut Host, Around<'_>) {
         let around = Around {
             tunnel: self.tunnel.as_ref(),
+            is_true: self.failures.is_empty(),
             board: &self.board,
         };
         (&mut self.source, &mut self.host, around)
     }
 
-    /// Makes the tunnel and the host what they should be. Whatever happened leads here, and where
-    /// nothing differs nothing is changed.
+    fn see_to(&mut self, todo: Todo) {
+        match todo {
+            Todo::Nothing => {}
+            Todo::Step => self.step(),
+            Todo::Plan => self.realise(),
+            Todo::Check => self.check(),
+        }
+    }
+
+    /// Makes true what has changed of single nodes, where all the rest was as it should be. It costs these; whatever
+    /// is in its way leads to a look at everything.
+    fn step(&mut self) {
+        if !self.failures.is_empty() || !self.is_ready || self.tunnel.is_none() {
+            return self.realise();
+        }
+        let mut facts = self.board.facts();
+        let stepped = (facts.plan.as_mut()).and_then(|plan| self.source.step(plan));
+        let plan = facts.plan.clone();
+        drop(facts);
+        let (Some(Stepped { step, is_news }), Some(plan)) = (stepped, plan) else {
+            return self.realise();
+        };
+        if !self.make(&step) {
+            return self.realise();
+        }
+        if is_news {
+            self.tell(&plan, Vec::new());
+            let (source, _, around) = self.source();
+            source.stepped(&plan, &around);
+        }
+    }
+
+    /// Carries out a step, if nothing is in its way. Nothing of what is fenced changes by one.
+    fn make(&mut self, step: &Step) -> bool {
+        let (Some(tunnel), Some(made)) = (&self.tunnel, &mut self.made) else {
+            return false;
+        };
+        let none = BTreeSet::new();
+        let mut adjust = |removed: &BTreeSet<IpNet>, added: &BTreeSet<IpNet>| {
+            let refused = match removed.is_empty() && added.is_empty() {
+                true => Some(Vec::new()),
+                false => self.host.adjust(removed, added),
+            };
+            refused.is_some_and(|refused| refused.is_empty())
+        };
+        let is_made = adjust(&step.routes_removed, &none)
+            && tunnel.change(&step.device).is_ok()
+            && adjust(&none, &step.routes_added);
+        if is_made {
+            for route in &step.routes_removed {
+                made.routes.remove(route);
+            }
+            made.routes.extend(&step.routes_added);
+        }
+        is_made
+    }
+
+    /// Plans anew though nothing is known to have changed, and says so if what was kept node by node differs.
+    fn check(&mut self) {
+        let before = self.board.facts().plan.clone();
+        self.realise();
+        let after = self.board.facts().plan.clone();
+        if let (Some(before), Some(after)) = (before, after)
+            && (before.device.peers != after.device.peers
+                || before.host.routes != after.host.routes)
+        {
+            tracing::warn!(
+                "what was kept node by node was not what all nodes come to; it is put right"
+            );
+        }
+    }
+
+    /// Something of the host has changed. What of it is the mesh's is put back; what is around the tunnel may
+    /// make the plan another.
+    fn host_changed(&mut self) {
+        let facts = self.board.facts();
+        let listens = match (&self.tunnel, &facts.plan) {
+            (Some(tunnel), Some(plan)) => tunnel.listens(plan) && facts.unready.is_none(),
+            _ => false,
+        };
+        drop(facts);
+        let is_well = listens && self.failures.is_empty() && self.is_ready;
+        let Some(made) = self.made.clone().filter(|_| is_well) else {
+            return self.realise();
+        };
+        if !self.source.is_around(&mut self.host) {
+            return self.realise();
+        }
+        match self.host.converge(&made) {
+            Ok(report) if report.changed.is_empty() && !report.contested => self.converged(report),
+            // Something was put back, and the tunnel may want to know.
+            _ => self.realise(),
+        }
+    }
+
+    /// Makes the tunnel and the host what they should be. Whatever happened leads here, but for what a
+    /// step does, and where nothing differs nothing is changed.
     fn realise(&mut self) {
         let plan = match self.source.aim(&mut self.host) {
-            Ok(Aim::Node(plan)) => *plan,
+            Ok(Aim::Node(plan)) => Arc::new(*plan),
             Ok(Aim::Nothing) => return self.remove(),
             Err(sentence) => return self.wait(sentence),
         };
@@ -232,13 +327,7 @@ impl Daemon {
             Ok(report) => {
                 failures.extend(complaints(&report, interface));
                 self.made = Some(plan.host.clone());
-                let mut facts = self.board.facts();
-                facts.fence = Some(fence_in_words(&report));
-                facts.fences = Some(fences(&report));
-                facts.nftables = report.table_stands;
-                facts.fence_drops = report.drops;
-                drop(facts);
-                self.came_ahead(report.ahead);
+                self.converged(report);
             }
             Err(error) => failures.push(error.to_string()),
         }
@@ -259,9 +348,21 @@ impl Daemon {
             None => Some("the tunnel is not up yet".to_owned()),
             Some(why) => Some(why.clone()),
         };
-        self.post(&plan, failures);
+        self.tell(&plan, failures);
+        self.board.facts().plan = Some(plan.clone());
         let (source, _, around) = self.source();
         source.realised(&plan, &around);
+    }
+
+    /// Posts how the host was found and left.
+    fn converged(&mut self, report: Report) {
+        let mut facts = self.board.facts();
+        facts.fence = Some(fence_in_words(&report));
+        facts.fences = Some(fences(&report));
+        facts.nftables = report.table_stands;
+        facts.fence_drops = report.drops;
+        drop(facts);
+        self.came_ahead(report.ahead);
     }
 
     /// Tells whoever started this daemon that it does what it is there for.
@@ -292,7 +393,7 @@ impl Daemon {
                 (self.args.workers).map_or_else(warren_engine::default_workers, usize::from);
             self.tunnel = Some(Tunnel::open(plan, workers, &self.state)?);
         }
-        match &self.tunnel {
+        match &mut self.tunnel {
             Some(tunnel) => tunnel.apply(plan),
             None => Ok(()),
         }
@@ -314,8 +415,8 @@ impl Daemon {
         first
     }
 
-    /// Publishes what is in force, and says in the log what is new of what is wrong.
-    fn post(&mut self, plan: &Plan, failures: Vec<String>) {
+    /// Posts what is wrong with what is in force, and says in the log what of it is new.
+    fn tell(&mut self, plan: &Plan, failures: Vec<String>) {
         for failure in &failures {
             if !self.failures.contains(failure) {
                 tracing::error!("{failure}");
@@ -339,7 +440,6 @@ impl Daemon {
         facts
             .digests
             .retain(|name, _| (plan.peers.keys()).any(|peer| peer.as_str() == name));
-        facts.plan = Some(Arc::new(plan.clone()));
     }
 
     /// Nothing can be said yet of what this host should be. What is in force stays so.

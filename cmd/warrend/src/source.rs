@@ -3,10 +3,11 @@
 mod cluster;
 mod file;
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use warren_config::WallTime;
-use warren_mesh::{Plan, Problem};
+use warren_mesh::{Plan, Problem, Step};
 use warren_netlink::Host;
 use warren_state::StateDir;
 
@@ -32,10 +33,31 @@ pub(crate) enum Aim {
     Nothing,
 }
 
+/// What is to be done about what has happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Todo {
+    Nothing,
+    /// Single nodes may have changed: [`Source::step`].
+    Step,
+    /// The plan may be another: [`Source::aim`].
+    Plan,
+    /// The same, although nothing is known to have changed.
+    Check,
+}
+
+/// What single nodes that have changed make of the plan.
+pub(crate) struct Stepped {
+    pub(crate) step: Step,
+    /// There is something to tell of.
+    pub(crate) is_news: bool,
+}
+
 /// What a source may look at when something has happened.
 pub(crate) struct Around<'a> {
     /// What carries the packets, if anything does.
     pub(crate) tunnel: Option<&'a Tunnel>,
+    /// The plan that is posted is in force: nothing of it was refused.
+    pub(crate) is_true: bool,
     /// What is posted for those who ask.
     pub(crate) board: &'a Board,
 }
@@ -126,21 +148,41 @@ impl Source {
         }
     }
 
-    /// Takes in what has happened; whether the plan may be another now.
-    pub(crate) fn take(&mut self, event: Event, host: &mut Host, around: &Around<'_>) -> bool {
+    /// Takes in what has happened.
+    pub(crate) fn take(&mut self, event: Event, host: &mut Host, around: &Around<'_>) -> Todo {
         match (self, event) {
-            (Self::File(file), Event::File(event)) => file.take(event, host, around),
+            (Self::File(file), Event::File(event)) => plan_if(file.take(event, host, around)),
             (Self::Cluster(cluster), Event::Cluster(event)) => cluster.take(&event, around),
             // Nobody waits for the events of another source.
-            (Self::File(_), Event::Cluster(_)) | (Self::Cluster(_), Event::File(_)) => false,
+            (Self::File(_), Event::Cluster(_)) | (Self::Cluster(_), Event::File(_)) => {
+                Todo::Nothing
+            }
         }
     }
 
-    /// Looks at what nobody tells of; whether the plan may be another now.
-    pub(crate) fn tick(&mut self, host: &mut Host, around: &Around<'_>) -> bool {
+    /// Looks at what nobody tells of.
+    pub(crate) fn tick(&mut self, host: &mut Host, around: &Around<'_>) -> Todo {
         match self {
-            Self::File(file) => file.tick(host, around),
+            Self::File(file) => plan_if(file.tick(host, around)),
             Self::Cluster(cluster) => cluster.tick(around),
+        }
+    }
+
+    /// Brings the plan in force in line with single nodes that have changed. `None` where all is to be
+    /// planned anew.
+    pub(crate) fn step(&mut self, plan: &mut Arc<Plan>) -> Option<Stepped> {
+        match self {
+            Self::File(_) => None,
+            Self::Cluster(cluster) => cluster.step(plan),
+        }
+    }
+
+    /// Whether the host around the tunnel is as it was when the plan was made.
+    pub(crate) fn is_around(&self, host: &mut Host) -> bool {
+        match self {
+            // Its names may lead elsewhere from another network.
+            Self::File(_) => false,
+            Self::Cluster(cluster) => cluster.is_around(host),
         }
     }
 
@@ -161,6 +203,14 @@ impl Source {
         }
     }
 
+    /// A step is made true.
+    pub(crate) fn stepped(&mut self, plan: &Plan, around: &Around<'_>) {
+        match self {
+            Self::File(_) => {}
+            Self::Cluster(cluster) => cluster.stepped(plan, around),
+        }
+    }
+
     /// Nothing can be said yet of what this host should be, and why.
     pub(crate) fn stalled(&mut self, sentence: &str, around: &Around<'_>) {
         match self {
@@ -175,6 +225,13 @@ impl Source {
             Self::File(_) => {}
             Self::Cluster(cluster) => cluster.removed(around, failure),
         }
+    }
+}
+
+fn plan_if(is_another: bool) -> Todo {
+    match is_another {
+        true => Todo::Plan,
+        false => Todo::Nothing,
     }
 }
 

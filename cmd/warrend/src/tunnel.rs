@@ -4,8 +4,9 @@ use std::io;
 use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
+use ipnet::IpNet;
 use tokio::sync::oneshot;
-use warren_config::DeviceConfig;
+use warren_config::{DeviceChange, DeviceConfig};
 use warren_engine::{ApplyError, BindError, End, Engine, Options, Timestamps};
 use warren_mesh::Plan;
 use warren_state::StateDir;
@@ -19,6 +20,8 @@ const CEILING_FILE: &str = "timestamps.ceiling";
 pub(crate) struct Tunnel {
     engine: Arc<Engine>,
     interface: String,
+    /// What comes out of it may reach these, once that was said.
+    local: Option<Vec<IpNet>>,
     ended: oneshot::Receiver<End>,
 }
 
@@ -54,6 +57,7 @@ impl Tunnel {
         Ok(Self {
             engine,
             interface,
+            local: None,
             ended,
         })
     }
@@ -69,14 +73,22 @@ impl Tunnel {
     }
 
     /// Makes the device what it should be. Changes nothing when it is.
-    pub(crate) fn apply(&self, plan: &Plan) -> anyhow::Result<()> {
+    pub(crate) fn apply(&mut self, plan: &Plan) -> anyhow::Result<()> {
         let should: &DeviceConfig = &plan.device;
         let change = warren_config::diff(&self.engine.status(), should);
         // What comes out reaches this node and its own, before a new peer may send.
         let local: Vec<_> = plan.host.fence.local.iter().copied().collect();
-        self.engine.set_local(Some(&local));
+        if self.local.as_ref() != Some(&local) {
+            self.engine.set_local(Some(&local));
+            self.local = Some(local);
+        }
+        self.change(&change)
+    }
+
+    /// Changes the device.
+    pub(crate) fn change(&self, change: &DeviceChange) -> anyhow::Result<()> {
         if !change.is_empty() {
-            (self.engine.apply(&change)).map_err(|error| match error {
+            (self.engine.apply(change)).map_err(|error| match error {
                 ApplyError::Bind(error) => anyhow!(remedy(&error)),
                 error => anyhow!(error),
             })?;
@@ -86,14 +98,14 @@ impl Tunnel {
 
     /// Whether its sockets are open, on the port of the plan.
     pub(crate) fn listens(&self, plan: &Plan) -> bool {
-        let report = self.engine.report();
-        let is_open = report.up && report.unbound.is_none();
-        is_open && self.engine.status().listen_port == plan.device.listen_port
+        let engine = &self.engine;
+        let is_open = engine.is_up() && engine.unbound().is_none();
+        is_open && engine.listen_port() == plan.device.listen_port
     }
 
     /// Why there are no sockets although the interface is up, and what to do.
     pub(crate) fn unbound(&self) -> Option<String> {
-        (self.engine.report().unbound).map(|why| format!("no peer is reached: {}", remedy(&why)))
+        (self.engine.unbound()).map(|why| format!("no peer is reached: {}", remedy(&why)))
     }
 
     /// Waits until the engine comes to its end by itself. Dropping the future loses nothing.

@@ -16,10 +16,12 @@ use warren_k8s::{
     Book, Identity, Known, MeshNodeObject, MeshSpec, Mode, NodeFacts, NodeObject, Own, Record,
     Settings, Snapshot, View,
 };
-use warren_mesh::{Resolved, Secrets, Underlay, plan};
+use warren_mesh::{NodeName, Resolved, Secrets, Underlay, plan};
 
 /// How often each figure is taken; the middle one is printed.
 const ROUNDS: usize = 15;
+/// Events of a cluster that does not rest.
+const CHURN: usize = 6000;
 
 fn main() {
     let nodes: u32 = std::env::args()
@@ -100,8 +102,21 @@ fn main() {
             updated.update(&view, &settings, &known, [&name])
         }),
     );
+    let this: NodeName = name(0).parse().expect("a name");
+    let steered = BTreeSet::new();
+    let underlay = Underlay::default();
+    let secrets = Secrets {
+        private_key: Some(
+            "YAnwDdDs5iPWzWFFZqBdvbIF/nJpmvXyHIe3BgGDFk8="
+                .parse()
+                .expect("a key"),
+        ),
+        ..Secrets::default()
+    };
+    let public = secrets.private_key.as_ref().expect("it is there").public();
     let mut kept = known.clone();
-    let mut book = Book::new(&view, settings.clone(), &mut kept);
+    let own = Some((this.clone(), public));
+    let mut book = Book::new(&view, settings.clone(), own, &mut kept);
     let all: Vec<String> = (0..nodes).map(name).collect();
     book.update(&view, &mut kept, &all);
     print(
@@ -115,17 +130,41 @@ fn main() {
         "a changed node: what is known, anew",
         &time(|| Known::after(&entries.directory, &entries.uids)),
     );
-    let this = name(0).parse().expect("a name");
-    let steered = BTreeSet::new();
-    let underlay = Underlay::default();
-    let secrets = Secrets {
-        private_key: Some(
-            "YAnwDdDs5iPWzWFFZqBdvbIF/nJpmvXyHIe3BgGDFk8="
-                .parse()
-                .expect("a key"),
-        ),
-        ..Secrets::default()
-    };
+    let mut followed = (book.reviewed())
+        .plan(&this, &Resolved::new(), &secrets, &underlay, &steered)
+        .expect("a plan");
+    let mut cluster = Cluster { nodes, round: 0 };
+    let mut taken = Vec::new();
+    let mut read = 0;
+    let mut steps = 0;
+    for _ in 0..CHURN {
+        let Happened { name, bytes } = cluster.happens(&mut view);
+        read += bytes;
+        let start = now();
+        let affected = book.update(&view, &mut kept, [&name]);
+        let reviewed = book.reviewed();
+        let step = reviewed.replan(&mut followed, &affected, &underlay, &steered);
+        taken.push(start.elapsed());
+        steps += usize::from(step.is_some());
+    }
+    assert_eq!(steps, CHURN, "none is about more than its node");
+    let anew = (book.reviewed())
+        .plan(&this, &Resolved::new(), &secrets, &underlay, &steered)
+        .expect("a plan");
+    assert_eq!(followed, anew, "what was followed is what all come to");
+    taken.sort();
+    print(
+        "churn: an event, from the book to the step",
+        &micros(taken[CHURN / 2]),
+    );
+    print(
+        "churn: 99 of 100 take at most",
+        &micros(taken[CHURN * 99 / 100]),
+    );
+    print(
+        "churn: an event is read from",
+        &format!("{} bytes", read / CHURN),
+    );
     print(
         "a changed node: the plan",
         &time(|| {
@@ -161,12 +200,79 @@ fn put(view: &mut View, node: &Value, record: &Value) {
     records.insert(name, Record::of(&record));
 }
 
-/// The middle of how long it takes, in microseconds.
+/// A cluster in which one node after the other is replaced, moves, starts anew, or gets another key.
+struct Cluster {
+    nodes: u32,
+    round: u32,
+}
+
+/// An event of a node, and its size in bytes.
+struct Happened {
+    name: String,
+    bytes: usize,
+}
+
+impl Cluster {
+    fn happens(&mut self, view: &mut View) -> Happened {
+        self.round += 1;
+        let number = 1 + (self.round / 6 * 7919) % (self.nodes - 1);
+        let name = name(number);
+        let nodes = view.nodes.as_mut().expect("there are");
+        let records = view.records.as_mut().expect("there are");
+        let (mut node, mut record) = (
+            node(number, self.round),
+            record(number, i64::from(self.round)),
+        );
+        match self.round % 6 {
+            0 => {
+                node["status"]["addresses"][0]["address"] =
+                    format!("172.16.{}.{}", number / 250, number % 250).into();
+            }
+            1 => {
+                record["spec"]["publicKey"] =
+                    format!("{:08}{}=", 90_000_000 + self.round, "A".repeat(35)).into();
+            }
+            2 => record["spec"]["port"] = 51821.into(),
+            // The node goes, and comes again as it was.
+            3 => drop(records.remove(&name)),
+            4 => drop(nodes.remove(&name)),
+            _ => {
+                let facts = serde_json::from_value(node.clone()).expect("a Node");
+                nodes.insert(name.clone(), NodeFacts::of(&facts));
+            }
+        }
+        let bytes = match self.round % 6 {
+            0 => {
+                let facts = serde_json::from_value(node.clone()).expect("a Node");
+                nodes.insert(name.clone(), NodeFacts::of(&facts));
+                node.to_string().len()
+            }
+            3 => record.to_string().len(),
+            4 => node.to_string().len(),
+            _ => {
+                let object = serde_json::from_value(record.clone()).expect("a MeshNode");
+                records.insert(name.clone(), Record::of(&object));
+                record.to_string().len()
+            }
+        };
+        Happened { name, bytes }
+    }
+}
+
 #[expect(clippy::disallowed_methods, reason = "a bench measures")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+fn micros(taken: Duration) -> String {
+    format!("{:.1} us", taken.as_secs_f64() * 1e6)
+}
+
+/// The middle of how long it takes, in microseconds.
 fn time<T>(mut work: impl FnMut() -> T) -> String {
     let mut taken: Vec<Duration> = (0..ROUNDS)
         .map(|_| {
-            let start = Instant::now();
+            let start = now();
             let result = work();
             let taken = start.elapsed();
             drop(result);
@@ -174,7 +280,7 @@ fn time<T>(mut work: impl FnMut() -> T) -> String {
         })
         .collect();
     taken.sort();
-    format!("{:.1} us", taken[ROUNDS / 2].as_secs_f64() * 1e6)
+    micros(taken[ROUNDS / 2])
 }
 
 fn print(what: &str, figure: &str) {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use warren_mesh::{NodeName, Reviewed};
+use warren_mesh::{Node, NodeName, PublicKey, Reviewed};
 
 use crate::directory::{Finding, View};
 use crate::known::Known;
@@ -12,6 +12,8 @@ use crate::settings::Settings;
 #[derive(Debug, Clone)]
 pub struct Book {
     settings: Settings,
+    /// This node, whose record follows its key and not the other way round.
+    own: Option<(NodeName, PublicKey)>,
     reviewed: Reviewed,
     uids: BTreeMap<NodeName, String>,
     findings: BTreeMap<String, Vec<Finding>>,
@@ -22,9 +24,18 @@ pub struct Book {
 
 impl Book {
     /// Enters everything, and brings `known` to what is believed then. Costs as much as the cluster is
-    /// large; so does another state of the settings, which needs another book.
-    pub fn new(view: &View, settings: Settings, known: &mut Known) -> Self {
-        let entries = view.directory(&settings, known);
+    /// large; so does another state of the settings, which needs another book. `own` is who keeps the book,
+    /// with its key, whatever its record says.
+    pub fn new(
+        view: &View,
+        settings: Settings,
+        own: Option<(NodeName, PublicKey)>,
+        known: &mut Known,
+    ) -> Self {
+        let mut entries = view.directory(&settings, known);
+        for (name, node) in &mut entries.directory.nodes {
+            with_own_key(own.as_ref(), name, node);
+        }
         let mut findings: BTreeMap<String, Vec<Finding>> = BTreeMap::new();
         for finding in entries.findings {
             let of_node = findings.entry(finding.node.clone()).or_default();
@@ -32,6 +43,7 @@ impl Book {
         }
         let mut book = Self {
             settings,
+            own,
             reviewed: Reviewed::new(entries.directory),
             uids: entries.uids,
             findings,
@@ -65,7 +77,10 @@ impl Book {
             let Ok(name) = name.parse::<NodeName>() else {
                 continue;
             };
-            let (uid, node) = entry.unzip();
+            let (uid, mut node) = entry.unzip();
+            if let Some(node) = &mut node {
+                with_own_key(self.own.as_ref(), &name, node);
+            }
             let before = match &uid {
                 Some(uid) => self.uids.insert(name.clone(), uid.clone()),
                 None => self.uids.remove(&name),
@@ -82,6 +97,12 @@ impl Book {
     /// The directory, with what is wrong with it.
     pub fn reviewed(&self) -> &Reviewed {
         &self.reviewed
+    }
+
+    /// The MTU of the tunnel, in bytes, is found to be this.
+    pub fn set_mtu(&mut self, mtu: u32) {
+        self.settings.mesh.mtu = mtu;
+        self.reviewed.set_mtu(mtu);
     }
 
     /// The settings that it is of.
@@ -109,5 +130,13 @@ impl Book {
                 self.due.insert(name.to_string());
             }
         }
+    }
+}
+
+fn with_own_key(own: Option<&(NodeName, PublicKey)>, name: &NodeName, node: &mut Node) {
+    if let Some((own, key)) = own
+        && own == name
+    {
+        node.public_key = Some(*key);
     }
 }

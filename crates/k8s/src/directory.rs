@@ -27,6 +27,15 @@ pub struct View {
     pub api_servers: Option<BTreeSet<IpAddr>>,
 }
 
+/// What a view had of a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Before {
+    /// Its `Node`.
+    pub node: Option<NodeFacts>,
+    /// Its record.
+    pub record: Option<Result<Record, RecordError>>,
+}
+
 /// A directory, and what belongs to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entries {
@@ -112,6 +121,40 @@ impl View {
             self.enter(name, settings, known, &mut entries);
         }
         entries
+    }
+
+    /// Takes over what `from` has of the node of this name, its `Node` and its record, into what is there. What
+    /// was there before; nothing of resources of which nothing has arrived.
+    pub fn take_over(&mut self, from: &Self, name: &str) -> Before {
+        fn replace<V: Clone>(
+            into: Option<&mut BTreeMap<String, V>>,
+            from: Option<&BTreeMap<String, V>>,
+            name: &str,
+        ) -> Option<V> {
+            let (into, from) = (into?, from?);
+            match from.get(name) {
+                Some(value) => into.insert(name.to_owned(), value.clone()),
+                None => into.remove(name),
+            }
+        }
+        Before {
+            node: replace(self.nodes.as_mut(), from.nodes.as_ref(), name),
+            record: replace(self.records.as_mut(), from.records.as_ref(), name),
+        }
+    }
+
+    /// Whether `now` has more that is new than what [`View::take_over`] brings of other nodes than `this`.
+    pub(crate) fn differs_in_more_than_nodes(&self, now: &Self, this: &str) -> bool {
+        fn own<'a>(view: &'a View, this: &str) -> Option<&'a NodeFacts> {
+            view.nodes.as_ref()?.get(this)
+        }
+        self.cluster != now.cluster
+            || self.mesh != now.mesh
+            || self.nodes.is_some() != now.nodes.is_some()
+            || self.records.is_some() != now.records.is_some()
+            // They arrive by another list, which may be refused.
+            || now.api_servers.is_some() && self.api_servers != now.api_servers
+            || own(self, this) != own(now, this)
     }
 
     /// Enters what there is of the node of this name, after all that was entered before.

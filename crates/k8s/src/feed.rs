@@ -19,7 +19,7 @@ use tokio::time::{self, Instant};
 use warren_mesh::NodeName;
 
 use crate::access::{Client, Failure};
-use crate::directory::View;
+use crate::directory::{Before, View};
 use crate::objects::MeshNodeObject;
 use crate::resources::MeshSpec;
 
@@ -156,10 +156,31 @@ impl Feed {
         Current(self.shared.store().view.clone())
     }
 
-    /// The names of all whose Node or record changed since this was asked last, for
-    /// [`Entries::update`](crate::Entries::update). Ask before looking at the view.
-    pub fn changed_nodes(&mut self) -> BTreeSet<String> {
-        std::mem::take(&mut self.shared.store().changed_nodes)
+    /// Brings `view`, an earlier [`Feed::view`], up to date by name, and says what it had of the nodes that have
+    /// changed. Costs these.
+    ///
+    /// `None` where it takes more than names: something else has changed (the `Mesh`, the cluster, where the
+    /// API is), or this node's own `Node`, or a list has arrived for the first time. Then `view` is as it was,
+    /// and all names are told again until [`Feed::look`] was asked for everything.
+    pub fn follow(&mut self, view: &mut View) -> Option<BTreeMap<String, Before>> {
+        let mut store = self.shared.store();
+        if view.differs_in_more_than_nodes(&store.view, self.shared.node.as_str()) {
+            return None;
+        }
+        let names = std::mem::take(&mut store.changed_nodes);
+        let now = &store.view;
+        let changed = names.into_iter().map(|name| {
+            let before = view.take_over(now, &name);
+            (name, before)
+        });
+        Some(changed.collect())
+    }
+
+    /// What the API says now, all of it: [`Feed::follow`] tells of what comes after.
+    pub fn look(&mut self) -> View {
+        let mut store = self.shared.store();
+        store.changed_nodes.clear();
+        View::clone(&store.view)
     }
 
     /// Why the [`Mesh`](crate::Mesh) cannot be read as it is now, in a sentence. The view has what it said

@@ -42,7 +42,7 @@ mod trust;
 pub use access::{Access, AccessError, Client, connect};
 pub use book::Book;
 pub use crd::crds;
-pub use directory::{Entries, Finding, Issue, View};
+pub use directory::{Before, Entries, Finding, Issue, View};
 pub use epoch::Epoch;
 pub use facts::{NodeFacts, Progress, Record, RecordError};
 pub use feed::{Current, Feed, Health, ResourceHealth};

@@ -57,11 +57,12 @@ impl Proposal {
 }
 
 /// The condition [`Configured`](crate::ConditionType::Configured) of a node: whether `mesh`, of which
-/// `settings` were made, can be used, and what to set where it leaves something open.
+/// `settings` were made, can be used, and what to set where it leaves something open. Only then all nodes are asked for
+/// a proposal.
 pub fn configured<S>(
     mesh: Option<&MeshSpec>,
     settings: Result<&S, &SettingsError>,
-    proposal: &Proposal,
+    proposal: impl FnOnce() -> Proposal,
 ) -> Stated {
     let stated = |holds, reason: &str, message: String| Stated {
         holds,
@@ -71,12 +72,27 @@ pub fn configured<S>(
     if let Err(error) = settings {
         return stated(Holds::False, "Unusable", error.to_string());
     }
+    let can_be_used = || {
+        stated(
+            Holds::True,
+            "Configured",
+            "the Mesh can be used on this node".to_owned(),
+        )
+    };
+    let lacks_prefixes =
+        |mesh: &MeshSpec, mode| mode == Mode::Route && mesh.pod_prefixes.is_empty();
+    if let Some(mesh) = mesh
+        && let Some(mode) = mesh.mode
+        && !lacks_prefixes(mesh, mode)
+    {
+        return can_be_used();
+    }
+    let proposal = proposal();
     let Some(mesh) = mesh else {
         let message = format!("there is no Mesh called default; make one with {proposal}");
         return stated(Holds::False, "NoMesh", message);
     };
-    let needs_prefixes = mesh.mode.unwrap_or(proposal.mode) == Mode::Route;
-    if needs_prefixes && mesh.pod_prefixes.is_empty() {
+    if lacks_prefixes(mesh, mesh.mode.unwrap_or(proposal.mode)) {
         let message = format!(
             "spec.podPrefixes of the Mesh is empty, so that nothing is ever strict; set {proposal}, or \
              the wider prefixes from which the cluster gives addresses to pods"
@@ -84,11 +100,7 @@ pub fn configured<S>(
         return stated(Holds::False, "NoPodPrefixes", message);
     }
     match mesh.mode {
-        Some(_) => stated(
-            Holds::True,
-            "Configured",
-            "the Mesh can be used on this node".to_owned(),
-        ),
+        Some(_) => can_be_used(),
         None => stated(
             Holds::True,
             "ModeDetected",
@@ -212,7 +224,7 @@ mod tests {
             let settings = mesh.map(|mesh| Settings::of(mesh, 1420, proposal.mode));
             let settings =
                 settings.unwrap_or_else(|| Settings::of(&MeshSpec::default(), 1420, Mode::Route));
-            configured(mesh, settings.as_ref(), &proposal)
+            configured(mesh, settings.as_ref(), || proposal.clone())
         };
         let mut mesh = MeshSpec::default();
         let stated = of(None);

@@ -1,6 +1,6 @@
 //! Nodes and records in, a directory out: who may say what.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -9,7 +9,12 @@ use warren_k8s::{
     Book, Distrust, Enforcement, Entries, Identity, Issue, Known, MeshSpec, Mode, NodeFacts,
     Progress, Record, RecordError, Settings, SettingsError, View,
 };
-use warren_mesh::{Cause, Field, Node, NodeName, Place, Severity};
+use warren_mesh::{
+    Cause, Field, Node, NodeName, Place, Resolved, Secrets, Severity, Underlay, plan,
+};
+
+/// The private key of the node that plans.
+const PRIVATE: &str = "YAnwDdDs5iPWzWFFZqBdvbIF/nJpmvXyHIe3BgGDFk8=";
 
 /// Keys of nobody in particular; a key is 32 bytes of whatever, and these end as base64 must.
 const KEYS: [&str; 4] = [
@@ -352,23 +357,39 @@ proptest! {
         }
     }
 
-    /// A book says and believes what the directory made anew and its review do, step by step.
+    /// A book says and believes what the directory made anew and its review do, step by step; and so does the
+    /// plan that follows it, of a mesh that is strict, staged with something reached, or wrapped.
     #[test]
-    fn a_book_says_what_is_made_anew_says_and_believes_the_same(
-        steps in proptest::collection::vec((0..4u8, 0..5u8, any_record(), 0..3u8), 1..16),
+    fn a_book_and_its_plan_are_what_is_made_anew_and_believe_the_same(
+        steps in proptest::collection::vec((0..5u8, 0..5u8, any_record(), 0..4u8), 1..16),
+        settings in proptest::sample::select(vec![
+            settings_as(Planned::Strict), settings_as(Planned::Staged), settings_as(Planned::Overlay),
+        ]),
+        latched in proptest::collection::btree_set(0..4u8, 0..3),
     ) {
-        let mut view = view([], []);
+        let this = "n0".parse::<NodeName>().expect("a name");
+        let secrets = Secrets { private_key: Some(PRIVATE.parse().expect("a key")), ..Secrets::default() };
+        let public = secrets.private_key.as_ref().expect("it is there").public();
+        let mut own = record("u0", 0);
+        own.mode = settings.mode;
+        let mut view = view([("n0", node("u0", 9))], [("n0", own)]);
+        let (underlay, resolved) = (Underlay::default(), Resolved::new());
+        let steered: BTreeSet<IpNet> = latched.iter().flat_map(|number| node("", *number).pod_cidrs).collect();
         let mut kept = Known::default();
-        let mut known = Known::default();
-        let mut book = Book::new(&view, settings(), &mut kept);
+        let mut book = Book::new(&view, settings.clone(), Some((this.clone(), public)), &mut kept);
+        let mut known = kept.clone();
+        let mut followed = book.reviewed()
+            .plan(&this, &resolved, &secrets, &underlay, &steered)
+            .expect("a plan");
         for (name, kind, record, number) in steps {
             let name = format!("n{name}");
+            let record = Record { mode: if number == 3 { record.mode } else { settings.mode }, ..record };
             let nodes = view.nodes.as_mut().expect("there are");
             let records = view.records.as_mut().expect("there are");
             match kind {
                 0 => drop(nodes.insert(name.clone(), node(&record.node_uid, number))),
-                1 => drop(nodes.remove(&name)),
-                2 => drop(records.remove(&name)),
+                1 if name != "n0" => drop(nodes.remove(&name)),
+                1 | 2 => drop(records.remove(&name)),
                 // A record of the node that there is, so that keys are contested.
                 3 => {
                     let uid = nodes.entry(name.clone()).or_insert_with(|| node("u9", number)).uid.clone();
@@ -377,13 +398,31 @@ proptest! {
                 }
                 _ => drop(records.insert(name.clone(), Ok(record))),
             }
-            book.update(&view, &mut kept, [&name]);
-            let entries = view.directory(&settings(), &known);
+            let affected = book.update(&view, &mut kept, [&name]);
+            let mut entries = view.directory(&settings, &known);
+            entries.directory.nodes.get_mut(&this).expect("it is there").public_key = Some(public);
             known = Known::after(&entries.directory, &entries.uids);
             prop_assert_eq!(book.reviewed().directory(), &entries.directory);
             prop_assert_eq!(book.uids(), &entries.uids);
             prop_assert_eq!(book.findings().cloned().collect::<Vec<_>>(), entries.findings);
             prop_assert_eq!(&kept, &known);
+
+            let anew = plan(&entries.directory, &this, &resolved, &secrets, &underlay, &steered);
+            let anew = anew.expect("a plan");
+            let before = followed.clone();
+            match book.reviewed().replan(&mut followed, &affected, &underlay, &steered) {
+                Some(step) => {
+                    prop_assert_eq!(&followed, &anew);
+                    let mut device = before.device;
+                    device.apply(&step.device);
+                    prop_assert_eq!(&device, &anew.device);
+                }
+                None => {
+                    prop_assert_eq!(&followed, &before);
+                    prop_assert!(affected.contains(&this), "only this node itself is about all: {:?}", affected);
+                    followed = anew;
+                }
+            }
         }
     }
 
@@ -430,6 +469,30 @@ fn any_record() -> impl Strategy<Value = Record> {
         endpoints: endpoints.into_iter().map(address).collect(),
         ..record(&uid, 0)
     })
+}
+
+/// What a plan is made for.
+#[derive(Clone, Copy, PartialEq)]
+enum Planned {
+    Strict,
+    Staged,
+    Overlay,
+}
+
+fn settings_as(planned: Planned) -> Settings {
+    let spec = MeshSpec {
+        pod_prefixes: vec!["10.244.0.0/16".to_owned(), "fd00:10:244::/48".to_owned()],
+        enforcement: match planned {
+            Planned::Staged => Enforcement::Staged,
+            Planned::Strict | Planned::Overlay => Enforcement::Strict,
+        },
+        mode: Some(match planned {
+            Planned::Overlay => Mode::Overlay,
+            Planned::Strict | Planned::Staged => Mode::Route,
+        }),
+        ..MeshSpec::default()
+    };
+    Settings::of(&spec, 1420, Mode::Route).expect("they can be used")
 }
 
 fn settings() -> Settings {

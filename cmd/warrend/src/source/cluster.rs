@@ -11,23 +11,26 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 use std::net::IpAddr;
 use std::ops::Bound;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use tokio::time::{Instant, sleep_until};
+use warren_config::{HostConfig, PublicKey};
 use warren_k8s::{
-    Access, Client, Distrust, Entries, Event as Told, Feed, MeshSpec, Mode, NodeFacts, Own,
-    Progress, Proposal, Publisher, Record, Settings, Severity as Gravity, Stage, View, connect,
+    Access, Before, Book, Client, Distrust, Event as Told, Feed, Known, MeshSpec, Mode, NodeFacts,
+    Own, Progress, Proposal, Publisher, Record, Settings, Severity as Gravity, Stage, View,
+    connect,
 };
 use warren_mesh::{
     Candidate, Cause, Enforcement, NodeName, Place, Plan, Resolved, Roster, Secrets, Severity,
-    Underlay, plan,
+    Step, Underlay,
 };
 use warren_netlink::{Host, Surroundings};
 use warren_state::StateDir;
 
 use self::memory::Memory;
-use super::{Aim, Around, wall_time};
+use super::{Aim, Around, Stepped, Todo, wall_time};
 
 /// MTU in bytes of a link of which nothing is known.
 const ETHERNET: u32 = 1500;
@@ -36,6 +39,10 @@ const ETHERNET: u32 = 1500;
 const REST: u32 = 9;
 /// But no longer than this, so that a new node is reached within a second.
 const PAUSE_MAX: Duration = Duration::from_millis(500);
+/// After so long without a plan of all nodes there is one, in case that what is kept node by node went wrong.
+const CHECK: Duration = Duration::from_secs(300);
+/// A peer with a handshake no older than this is one there is traffic with.
+const SESSION: Duration = Duration::from_secs(180);
 /// Bytes around a packet in the tunnel: IP, UDP (8), header (16) and tag (16).
 const AROUND_V4: u32 = 20 + 8 + 16 + 16;
 /// The same where a peer is reached by IPv6.
@@ -66,17 +73,22 @@ pub(crate) struct ClusterSource {
     roster: Roster,
     /// Those with whom there was traffic before this start have been called.
     has_called: bool,
-    ready: BTreeSet<NodeName>,
-    /// What these take.
+    /// What the peers take that are ready.
     reached: BTreeSet<IpNet>,
     /// The plan follows no more from what is known.
     is_stale: bool,
+    /// The API has told something that is not taken in yet.
+    has_news: bool,
+    /// What the last step was about, whose peers are looked at when it is made true.
+    stepped: BTreeSet<NodeName>,
     /// When to look at the peers again.
     look_at: Option<Instant>,
     started: Instant,
     /// When the last plan was begun, and when the next is made if it is the API that changes.
     began: Instant,
     not_before: Option<Instant>,
+    /// When all nodes were planned last.
+    planned: Instant,
     /// What leads to this node's pods with a larger MTU than the tunnel's.
     larger_behind: Option<LargerBehind>,
     /// How often a peer's key has changed under the same uid.
@@ -88,19 +100,29 @@ pub(crate) struct ClusterSource {
 
 /// A plan's foundations.
 struct Made {
-    settings: Settings,
-    entries: Entries,
+    /// Its settings have the enforcement of the stage.
+    book: Book,
     stage: Stage,
     /// The operator says Staged.
     is_staged: bool,
+    /// What goes by the tunnel although the mesh is not strict.
+    steered: BTreeSet<IpNet>,
+    underlay: Underlay,
+    /// The host as far as this node alone decides it, and what was around it.
+    alone: HostConfig,
+    surroundings: Surroundings,
+    /// The operator leaves the MTU to the nodes, or the mode.
+    finds_mtu: bool,
+    finds_mode: bool,
 }
 
 /// What follows from a Mesh, before anything is changed by it.
 enum Outcome {
     /// The Mesh says that nothing of Warren is to be here.
     Removed,
-    /// A plan, what it is founded on, and what leads to pods with a larger MTU.
-    Planned(Box<(Plan, Made, Option<LargerBehind>)>),
+    /// A plan, what it is founded on, what is believed of the nodes then, and what leads to pods with a larger
+    /// MTU.
+    Planned(Box<(Plan, Made, Known, Option<LargerBehind>)>),
 }
 
 /// An interface, its MTU in bytes, and the tunnel's.
@@ -146,13 +168,15 @@ impl ClusterSource {
             was_ready: false,
             roster: Roster::new(rand_seed()?),
             has_called: false,
-            ready: BTreeSet::new(),
             reached: BTreeSet::new(),
             is_stale: false,
+            has_news: false,
+            stepped: BTreeSet::new(),
             look_at: None,
             started: Instant::now(),
             began: Instant::now(),
             not_before: None,
+            planned: Instant::now(),
             larger_behind: None,
             key_changes: 0,
             refused_claims: BTreeSet::new(),
@@ -175,35 +199,58 @@ impl ClusterSource {
         }
     }
 
-    /// Takes in what has happened; whether the plan may be another now.
-    pub(crate) fn take(&mut self, event: &Event, around: &Around<'_>) -> bool {
+    /// Takes in what has happened.
+    pub(crate) fn take(&mut self, event: &Event, around: &Around<'_>) -> Todo {
         match event {
             Event::Changed => {
-                if !self.matters() {
-                    return false;
+                self.has_news = true;
+                match self.rests_until() {
+                    None => self.news(),
+                    // A plan takes as long as the cluster is large; what comes meanwhile is one change.
+                    Some(at) => {
+                        self.look_no_later_than(at);
+                        Todo::Nothing
+                    }
                 }
-                let now = Instant::now();
-                let Some(at) = self.not_before.filter(|at| *at > now) else {
-                    // After a rest the first comes through at once.
-                    self.not_before = None;
-                    return true;
-                };
-                // A plan takes as long as the cluster is large; what comes meanwhile is one change.
-                self.is_stale = true;
-                self.look_at = Some(self.look_at.map_or(at, |look_at| look_at.min(at)));
-                false
             }
-            Event::Look => self.look(around),
+            Event::Look => match self.rests_until() {
+                None if self.has_news => self.news(),
+                _ => self.glance(around),
+            },
         }
     }
 
-    /// Looks at what nobody tells of; whether the plan may be another now.
-    pub(crate) fn tick(&mut self, around: &Around<'_>) -> bool {
+    /// Looks at what nobody tells of.
+    pub(crate) fn tick(&mut self, around: &Around<'_>) -> Todo {
         let denied = self.denied != self.denials();
-        let changed = self.look(around);
+        let todo = self.look(around);
         self.memory.tick();
         self.post(around);
-        changed || denied
+        let is_checked = self.made.is_none() || self.planned.elapsed() < CHECK;
+        match todo {
+            Todo::Nothing if denied => Todo::Plan,
+            Todo::Nothing if !self.has_news && !is_checked => Todo::Check,
+            todo => todo,
+        }
+    }
+
+    fn news(&mut self) -> Todo {
+        self.has_news = false;
+        // After a rest the first comes through at once.
+        self.not_before = None;
+        match self.is_stale {
+            true => Todo::Plan,
+            false => Todo::Step,
+        }
+    }
+
+    /// Until when what the API says waits, if it does.
+    fn rests_until(&self) -> Option<Instant> {
+        self.not_before.filter(|at| *at > Instant::now())
+    }
+
+    fn look_no_later_than(&mut self, at: Instant) {
+        self.look_at = Some(self.look_at.map_or(at, |look_at| look_at.min(at)));
     }
 
     /// What this daemon has no right to now, a sentence each.
@@ -245,64 +292,106 @@ impl ClusterSource {
         aim
     }
 
-    /// Whether what has changed is anything that a plan depends on. What all count on, and write down now and
-    /// then, is not, but while it decides when the mesh turns strict.
-    fn matters(&mut self) -> bool {
-        let names = self.feed.changed_nodes();
-        let now = self.feed.view();
-        let is_staged =
-            (self.made.as_ref()).is_none_or(|made| matches!(made.stage, Stage::Staged(_)));
-        let (Some(view), None, false) = (&mut self.believed, &self.distrust, is_staged) else {
-            return true;
-        };
-        let is_same = view.mesh == now.mesh
-            && view.api_servers == now.api_servers
-            && view.cluster == now.cluster;
-        let (Some(nodes), Some(records)) = (&mut view.nodes, &mut view.records) else {
-            return true;
-        };
-        let (Some(nodes_now), Some(records_now)) = (&now.nodes, &now.records) else {
-            return true;
-        };
-        let uncounted = |record: &Record| Record {
-            progress: Progress::default(),
-            ..record.clone()
-        };
-        let counts_on = |name: &String| {
-            let record = match (records.get(name), records_now.get(name)) {
-                (Some(Ok(before)), Some(Ok(now))) => uncounted(before) == uncounted(now),
-                (before, now) => before == now,
-            };
-            let node = match (nodes.get(name), nodes_now.get(name)) {
-                (Some(before), Some(now)) => {
-                    let ready = before.ready;
-                    *before
-                        == NodeFacts {
-                            ready,
-                            ..now.clone()
-                        }
-                }
-                (before, now) => before.is_none() && now.is_none(),
-            };
-            record && node
-        };
-        if !is_same || names.is_empty() || !names.iter().all(counts_on) {
-            return true;
+    /// Takes in what the API says anew of single nodes, and brings the plan in line with it. `None` where more than
+    /// these may be planned otherwise.
+    pub(crate) fn step(&mut self, plan: &mut Arc<Plan>) -> Option<Stepped> {
+        self.began = Instant::now();
+        let is_settled = !self.is_stale
+            && self.is_live
+            && self.distrust.is_none()
+            && self.refused.is_empty()
+            && self.denied == self.denials();
+        let mut view = self.believed.take_if(|_| is_settled)?;
+        let stepped = self.step_by(&mut view, plan);
+        self.believed = Some(view);
+        stepped
+    }
+
+    fn step_by(&mut self, view: &mut View, plan: &mut Arc<Plan>) -> Option<Stepped> {
+        let changed = self.feed.follow(view)?;
+        for (name, before) in &changed {
+            self.follow_key(view, name, before.record.as_ref());
         }
-        for name in names {
-            if let Some(node) = nodes_now.get(&name) {
-                nodes.insert(name.clone(), node.clone());
+        let counts_on = |(name, before): (&String, &Before)| only_counts(view, name, before);
+        let only_counts = changed.iter().all(counts_on);
+        self.memory.follows(view, changed.keys(), !only_counts);
+        let made = self.made.as_mut()?;
+        let is_about_more = |(name, before): (&String, &Before)| {
+            let latched = self.memory.latched();
+            made.is_about_more(latched, &self.node, view, name, before)
+        };
+        if changed.iter().any(is_about_more) {
+            return None;
+        }
+        let is_staged = matches!(made.stage, Stage::Staged(_));
+        if is_staged {
+            let own = Own {
+                turned: self.memory.is_strict(),
+                returning: !self.was_ready,
+            };
+            let stage = view.stage(made.book.settings(), self.memory.identity()?, own);
+            if !matches!(stage, Stage::Staged(_)) {
+                return None;
             }
-            if let Some(record) = records_now.get(&name) {
-                records.insert(name, record.clone());
+            made.stage = stage;
+        }
+
+        let known = self.memory.known_mut()?;
+        let affected = made.book.update(view, known, changed.keys());
+        if matches!(made.stage, Stage::Permissive) && !affected.is_empty() {
+            // What is reached decides what goes by the tunnel.
+            return None;
+        }
+        let mut names = affected.clone();
+        names.extend(changed.iter().filter_map(|(name, before)| {
+            let is_new = epoch(view, name) != epoch_of(before.record.as_ref());
+            name.parse::<NodeName>().ok().filter(|_| is_new)
+        }));
+        let key = |plan: &Plan, name: &NodeName| plan.peers.get(name)?.public_key;
+        let before: Vec<(&NodeName, PublicKey)> = (names.iter())
+            .filter_map(|name| Some((name, key(plan, name)?)))
+            .collect();
+        let step = match affected.is_empty() {
+            true => Step::default(),
+            false => {
+                let reviewed = made.book.reviewed();
+                let plan = Arc::make_mut(plan);
+                reviewed.replan(plan, &affected, &made.underlay, &made.steered)?
+            }
+        };
+        for (name, before) in before {
+            if key(plan, name) != Some(before) {
+                self.roster.remove(&before);
             }
         }
-        false
+        let (now, population) = (self.started.elapsed(), plan.peers.len() + 1);
+        for name in &names {
+            if let Some(public_key) = key(plan, name) {
+                let candidate = Candidate {
+                    name: name.clone(),
+                    public_key,
+                    epoch: epoch(view, name.as_str()),
+                    first: false,
+                };
+                self.roster.set(candidate, population, now);
+            }
+        }
+        let is_news = is_staged || !only_counts || !names.is_empty();
+        self.stepped.extend(names);
+        Some(Stepped { step, is_news })
+    }
+
+    /// Whether the host around the tunnel is as it was when the plan was made.
+    pub(crate) fn is_around(&self, host: &mut Host) -> bool {
+        self.made.as_ref().is_some_and(|made| {
+            let now = host.surroundings(&made.alone);
+            now.is_ok_and(|now| now == made.surroundings)
+        })
     }
 
     /// Takes in what the API says, if it may be believed.
     fn take_in(&mut self) -> Result<(), String> {
-        let view = self.feed.view();
+        let view = self.feed.look();
         let whole = (&view.cluster, &view.nodes, &view.records);
         let own = view
             .nodes
@@ -313,7 +402,6 @@ impl ClusterSource {
             if became {
                 // Sessions of another are none of this node's.
                 self.roster = Roster::new(rand_seed().map_err(|error| format!("{error:#}"))?);
-                self.ready.clear();
             }
         }
         let Some(identity) = self.memory.identity() else {
@@ -323,7 +411,7 @@ impl ClusterSource {
             Ok(()) => {
                 self.follow_keys(&view);
                 self.is_live = true;
-                let mut believed = View::clone(&view);
+                let mut believed = view;
                 if believed.api_servers.is_none() {
                     // They arrive by another list, which may be refused.
                     believed.api_servers = self.believed.take().and_then(|view| view.api_servers);
@@ -367,32 +455,34 @@ impl ClusterSource {
 
     /// A changed key under the same uid is followed, and people are told.
     fn follow_keys(&mut self, view: &View) {
-        let Some(before) = self
-            .believed
-            .as_ref()
-            .and_then(|view| view.records.as_ref())
-        else {
+        let Some(before) = self.believed.take() else {
             return;
         };
-        for (name, record) in view.records.iter().flatten() {
-            let (Ok(record), Some(Ok(before))) = (record, before.get(name)) else {
-                continue;
-            };
-            let is_same_node = record.node_uid == before.node_uid;
-            if is_same_node && record.public_key != before.public_key && name != self.node.as_str()
-            {
-                self.key_changes += 1;
-                let key = &record.public_key;
-                tracing::warn!(node = name, key, "a node has another key, and is followed");
-                // All see it, and one is enough to tell of it.
-                if next_after(view, name) == Some(self.node.as_str()) {
-                    self.publisher.event(Told {
-                        severity: Gravity::Warning,
-                        reason: "KeyChanged".to_owned(),
-                        message: format!("node {name} has another key under the same uid"),
-                    });
-                }
-            }
+        for (name, record) in before.records.iter().flatten() {
+            self.follow_key(view, name, Some(record));
+        }
+        self.believed = Some(before);
+    }
+
+    /// The same of one node, whose record was `before`.
+    fn follow_key<E>(&mut self, view: &View, name: &str, before: Option<&Result<Record, E>>) {
+        let (Some(record), Some(Ok(before))) = (record(view, name), before) else {
+            return;
+        };
+        let is_same_node = record.node_uid == before.node_uid;
+        if !is_same_node || record.public_key == before.public_key || name == self.node.as_str() {
+            return;
+        }
+        self.key_changes += 1;
+        let key = &record.public_key;
+        tracing::warn!(node = name, key, "a node has another key, and is followed");
+        // All see it, and one is enough to tell of it.
+        if next_after(view, name) == Some(self.node.as_str()) {
+            self.publisher.event(Told {
+                severity: Gravity::Warning,
+                reason: "KeyChanged".to_owned(),
+                message: format!("node {name} has another key under the same uid"),
+            });
         }
     }
 
@@ -505,31 +595,32 @@ impl ClusterSource {
             Stage::Staged(_) => Enforcement::Staged,
             Stage::Strict => Enforcement::Strict,
         };
-        let mut entries = view.directory(&settings, self.memory.known());
-        let key = self.memory.private_key();
-        if let Some(own) = entries.directory.nodes.get_mut(&self.node) {
-            // The record follows the key, not the key the record.
-            own.public_key = Some(key.public());
-        }
-        let secrets = Secrets {
-            private_key: Some(key),
-            ..Secrets::default()
-        };
         let steered = match stage {
             Stage::Permissive => self.reached.clone(),
             Stage::Staged(_) | Stage::Strict => {
                 latched_of(mode, self.memory.latched(), &settings, view)
             }
         };
+        let key = self.memory.private_key();
+        // The record follows the key, not the key the record.
+        let own = Some((self.node.clone(), key.public()));
+        let mut known = self.memory.known().clone();
+        let mut book = Book::new(view, settings, own, &mut known);
+        let secrets = Secrets {
+            private_key: Some(key),
+            ..Secrets::default()
+        };
         let resolved = Resolved::new();
-        let planned = |entries: &Entries, underlay: &Underlay| {
-            let directory = &entries.directory;
-            let (node, secrets) = (&self.node, &secrets);
-            plan(directory, node, &resolved, secrets, underlay, &steered)
+        let planned = |book: &Book, underlay: &Underlay| {
+            (book.reviewed())
+                .plan(&self.node, &resolved, &secrets, underlay, &steered)
                 .map_err(|error| one(&error))
         };
-        let alone = planned(&entries, &Underlay::default())?;
-        let surroundings = host.surroundings(&alone.host).unwrap_or_else(|error| {
+        let alone = match book.reviewed().host_alone(&self.node) {
+            Some(alone) => alone,
+            None => planned(&book, &Underlay::default())?.host,
+        };
+        let surroundings = host.surroundings(&alone).unwrap_or_else(|error| {
             tracing::warn!(%error, "what is around the tunnel is not known");
             Surroundings::default()
         });
@@ -543,9 +634,9 @@ impl ClusterSource {
                 .collect(),
         };
         if spec.mtu.is_none() {
-            entries.directory.mesh.mtu = mtu(view, &self.node, &surroundings);
+            book.set_mtu(mtu(view, &self.node, &surroundings));
         }
-        let tunnel = entries.directory.mesh.mtu;
+        let tunnel = book.settings().mesh.mtu;
         let larger_behind = (surroundings.mtu_behind())
             .filter(|(_, mtu)| *mtu > tunnel)
             .map(|(interface, mtu)| LargerBehind {
@@ -553,7 +644,7 @@ impl ClusterSource {
                 mtu,
                 tunnel,
             });
-        let plan = planned(&entries, &underlay)?;
+        let plan = planned(&book, &underlay)?;
         let errors: Vec<String> = (plan.problems.iter())
             .filter(|problem| problem.severity() == Severity::Error)
             .filter(|problem| problem.subject.place == Place::Mesh)
@@ -565,12 +656,18 @@ impl ClusterSource {
             return Err(errors);
         }
         let made = Made {
-            settings,
-            entries,
+            book,
             stage,
             is_staged,
+            steered,
+            underlay,
+            alone,
+            surroundings,
+            finds_mtu: spec.mtu.is_none(),
+            finds_mode: spec.mode.is_none(),
         };
-        Ok(Outcome::Planned(Box::new((plan, made, larger_behind))))
+        let planned = (plan, made, known, larger_behind);
+        Ok(Outcome::Planned(Box::new(planned)))
     }
 
     /// From now on this is what the node is to be. What it must remember is on the disk before anything
@@ -581,7 +678,7 @@ impl ClusterSource {
             self.made = None;
             return Aim::Nothing;
         };
-        let (plan, made, larger_behind) = *planned;
+        let (plan, made, known, larger_behind) = *planned;
         match &made.stage {
             Stage::Permissive => self.memory.forget_latch(),
             Stage::Strict if self.is_turning(&made) => {
@@ -603,7 +700,8 @@ impl ClusterSource {
             let own = nodes.and_then(|nodes| nodes.get(self.node.as_str()));
             self.was_ready = own.is_some_and(|own| own.ready);
         }
-        self.memory.believes(view, &made.entries);
+        self.memory.believes(view, known);
+        self.planned = self.began;
         self.larger_behind = larger_behind;
         self.made = Some(made);
         Aim::Node(Box::new(plan))
@@ -617,79 +715,163 @@ impl ClusterSource {
     /// The plan is made true, as far as the host lets: calls who is new, and publishes.
     pub(crate) fn realised(&mut self, plan: &Plan, around: &Around<'_>) {
         self.tell_of_refused_claims(plan);
-        let pause = (self.began.elapsed() * REST).min(PAUSE_MAX);
-        self.not_before = Some(Instant::now() + pause);
+        self.rest();
         let is_first = !std::mem::replace(&mut self.has_called, true);
-        let epoch = |name: &NodeName| {
-            let records = self.believed.as_ref()?.records.as_ref()?;
-            Some(records.get(name.as_str())?.as_ref().ok()?.epoch)
-        };
+        let view = self.believed.as_ref();
         let candidates = plan.peers.iter().filter_map(|(name, peer)| {
             Some(Candidate {
                 name: name.clone(),
                 public_key: peer.public_key?,
-                epoch: epoch(name),
+                epoch: view.and_then(|view| epoch(view, name.as_str())),
                 first: is_first && self.memory.spoke_with(name),
             })
         });
         let candidates: Vec<_> = candidates.collect();
         let now = self.started.elapsed();
         self.roster.update(candidates, plan.peers.len() + 1, now);
-        if self.look(around) {
+        self.stepped.clear();
+        if self.look(around) != Todo::Nothing {
             // By way of the loop. What is not true yet is not said.
             self.look_at = Some(Instant::now());
             return;
         }
-        self.publish(plan, around);
+        self.publish(plan, around, true);
     }
 
-    /// Looks at the peers: calls those that are to be called, and closes for ever what was reached.
-    /// Whether the plan is another now.
-    fn look(&mut self, around: &Around<'_>) -> bool {
-        self.look_at = None;
+    /// A step is made true: looks at the peers that it is about, and publishes.
+    pub(crate) fn stepped(&mut self, plan: &Plan, around: &Around<'_>) {
+        self.tell_of_refused_claims(plan);
+        self.rest();
+        if self.glance(around) != Todo::Nothing {
+            self.look_at = Some(Instant::now());
+            return;
+        }
+        self.publish(plan, around, false);
+    }
+
+    /// For a while what the API says waits.
+    fn rest(&mut self) {
+        let pause = (self.began.elapsed() * REST).min(PAUSE_MAX);
+        self.not_before = Some(Instant::now() + pause);
+    }
+
+    /// Looks at all peers: calls those that are to be called, and closes for ever what was reached.
+    fn look(&mut self, around: &Around<'_>) -> Todo {
+        self.look_at = self.not_before.filter(|_| self.has_news);
         if self.is_stale {
-            return true;
+            return Todo::Plan;
         }
         let (Some(tunnel), Some(made)) = (around.tunnel, &self.made) else {
-            return false;
+            return Todo::Nothing;
         };
         let device = tunnel.engine().status();
-        let now = self.started.elapsed();
-        let seen = self.roster.look(&device, wall_time(), now);
+        let before = self.roster.ready().clone();
+        let seen = (self.roster).look(&device, wall_time(), self.started.elapsed());
         if !seen.calls.is_empty() {
             tunnel.engine().rekey(&seen.calls);
         }
-        self.look_at = seen.next.map(|at| self.started + at);
-        let changed = seen.ready != self.ready;
-        self.ready = seen.ready;
-        let directory = &made.entries.directory;
+        let directory = made.book.reviewed().directory();
         self.memory.speaks(&device, wall_time(), directory);
         // By what the device has, where nobody's claim is another's.
-        let ready = self
-            .ready
-            .iter()
-            .filter_map(|name| directory.nodes.get(name));
+        let ready = (seen.ready.iter()).filter_map(|name| directory.nodes.get(name));
         let ready = ready.filter_map(|node| device.peers.get(&node.public_key?));
         let allowed_ips = ready.flat_map(|peer| peer.config.allowed_ips.iter().copied());
         self.reached = allowed_ips.collect();
-        self.is_stale |= match made.stage {
-            Stage::Permissive => changed,
-            Stage::Staged(_) => self.memory.latch(&self.reached),
-            Stage::Strict => {
-                self.memory.latch(&self.reached);
+        let reached = self.reached.clone();
+        let changed = seen.ready != before;
+        let ready = seen.ready.iter().map(ToString::to_string);
+        around.board.facts().ready_peers = Some(Arc::new(ready.collect()));
+        self.seen(changed, &reached, seen.next, around)
+    }
+
+    /// The same of those whose time has come. Costs these.
+    fn glance(&mut self, around: &Around<'_>) -> Todo {
+        let plan = around.board.facts().plan.clone();
+        let (Some(tunnel), Some(plan), true) = (around.tunnel, plan, around.is_true) else {
+            return self.look(around);
+        };
+        self.look_at = self.not_before.filter(|_| self.has_news);
+        if self.is_stale {
+            return Todo::Plan;
+        }
+        let (engine, wall) = (tunnel.engine(), wall_time());
+        let mut talking = BTreeSet::new();
+        let status = |key: &PublicKey| {
+            let peer = engine.peer(key)?;
+            let handshake = peer.last_handshake;
+            if handshake.is_some_and(|at| wall.0.saturating_sub(at.0) < SESSION) {
+                talking.insert(*key);
+            }
+            Some(peer)
+        };
+        let glance = self.roster.glance(status, wall, self.started.elapsed());
+        if !glance.calls.is_empty() {
+            engine.rekey(&glance.calls);
+        }
+        // All that was planned is in force, so the device has what the plan says.
+        let of_plan = |name: &NodeName| {
+            let key = plan.peers.get(name)?.public_key?;
+            Some((key, plan.device.peers.get(&key)?))
+        };
+        let mut reached = BTreeSet::new();
+        for name in &glance.ready {
+            if let Some((key, peer)) = of_plan(name) {
+                reached.extend(&peer.allowed_ips);
+                if talking.contains(&key) {
+                    self.memory.speaks_with(name);
+                }
+            }
+        }
+        self.reached.extend(&reached);
+        let names = std::mem::take(&mut self.stepped);
+        let looked_at = glance.ready.iter().chain(&glance.unready).chain(&names);
+        self.tell_ready(looked_at, around);
+        self.seen(glance.changed, &reached, glance.next, around)
+    }
+
+    /// What a look has shown: whether readiness changed, what was reached, and when to look again.
+    fn seen(
+        &mut self,
+        changed: bool,
+        reached: &BTreeSet<IpNet>,
+        next: Option<Duration>,
+        around: &Around<'_>,
+    ) -> Todo {
+        if let Some(at) = next {
+            self.look_no_later_than(self.started + at);
+        }
+        let stage = self.made.as_ref().map(|made| &made.stage);
+        self.is_stale |= match stage {
+            Some(Stage::Permissive) => changed,
+            Some(Stage::Staged(_)) => self.memory.latch(reached),
+            Some(Stage::Strict) => {
+                self.memory.latch_in_time(reached);
                 false
             }
+            None => false,
         };
         if self.is_stale {
-            return true;
+            return Todo::Plan;
         }
         if changed {
             let plan = around.board.facts().plan.clone();
             if let Some(plan) = plan {
-                self.publish(&plan, around);
+                self.publish(&plan, around, false);
             }
         }
-        false
+        Todo::Nothing
+    }
+
+    /// Posts of these whether they are ready.
+    fn tell_ready<'a>(&self, names: impl Iterator<Item = &'a NodeName>, around: &Around<'_>) {
+        let mut facts = around.board.facts();
+        let ready = Arc::make_mut(facts.ready_peers.get_or_insert_default());
+        for name in names {
+            match self.roster.ready().contains(name) {
+                true => ready.insert(name.to_string()),
+                false => ready.remove(name.as_str()),
+            };
+        }
     }
 
     /// Nothing can be said yet of what this node should be, and why.
@@ -700,10 +882,73 @@ impl ClusterSource {
     /// Everything was taken away.
     pub(crate) fn removed(&mut self, around: &Around<'_>, failure: Option<&str>) {
         self.roster = Roster::new(0);
-        self.ready.clear();
+        around.board.facts().ready_peers = None;
         self.look_at = None;
         self.publish_removed(around, failure);
     }
+}
+
+impl Made {
+    /// Whether a node that has changed may make more of the plan another than what is about it alone.
+    fn is_about_more(
+        &self,
+        latched: &BTreeSet<IpNet>,
+        this: &NodeName,
+        view: &View,
+        name: &str,
+        before: &Before,
+    ) -> bool {
+        let facts = |name: &str| view.nodes.as_ref()?.get(name);
+        let none = Vec::new();
+        let now = facts(name).map_or(&none, |node| &node.addresses);
+        let before = (before.node.as_ref()).map_or(&none, |node| &node.addresses);
+        // What was reached is told by whose addresses there are.
+        let is_closed = |address: &IpAddr| latched.contains(&IpNet::from(*address));
+        let differs = now != before;
+        let by_v6 = |addresses: &[IpAddr]| addresses.iter().any(IpAddr::is_ipv6);
+        let shows_mode = || facts(this.as_str()).is_some_and(|own| !own.pod_cidrs.is_empty());
+        differs && now.iter().chain(before).any(is_closed)
+            || self.finds_mtu && by_v6(now) != by_v6(before)
+            || self.finds_mode && !shows_mode()
+    }
+}
+
+fn record<'a>(view: &'a View, name: &str) -> Option<&'a Record> {
+    view.records.as_ref()?.get(name)?.as_ref().ok()
+}
+
+fn epoch(view: &View, name: &str) -> Option<i64> {
+    Some(record(view, name)?.epoch)
+}
+
+fn epoch_of<E>(record: Option<&Result<Record, E>>) -> Option<i64> {
+    Some(record?.as_ref().ok()?.epoch)
+}
+
+/// Whether a node has changed in nothing but what all count on, and write down now and then.
+fn only_counts(view: &View, name: &str, before: &Before) -> bool {
+    let uncounted = |record: &Record| Record {
+        progress: Progress::default(),
+        ..record.clone()
+    };
+    let record = view.records.as_ref().and_then(|records| records.get(name));
+    let is_same_record = match (&before.record, record) {
+        (Some(Ok(before)), Some(Ok(now))) => uncounted(before) == uncounted(now),
+        (before, now) => before.as_ref() == now,
+    };
+    let node = view.nodes.as_ref().and_then(|nodes| nodes.get(name));
+    let is_same_node = match (&before.node, node) {
+        (Some(before), Some(now)) => {
+            let ready = before.ready;
+            *before
+                == NodeFacts {
+                    ready,
+                    ..now.clone()
+                }
+        }
+        (before, now) => before.is_none() && now.is_none(),
+    };
+    is_same_record && is_same_node
 }
 
 /// The name of the node with a record that comes after this one, and after the last the first.

@@ -258,6 +258,14 @@ fn a_node_that_was_away_while_the_cluster_turned_strict_starts_strict() {
     );
     nodes[2].start();
     all_enforce(&nodes[1..], Enforcement::Strict);
+    // Their records say so a second later at most.
+    patiently("it can be read", Duration::from_secs(5), || {
+        let status = |name| lab.record(name).and_then(|record| record.status);
+        ["n2", "n3"]
+            .map(status)
+            .iter()
+            .all(|status| status.as_ref().is_some_and(|status| status.latched))
+    });
     // Somebody new holds up whoever would judge anew.
     lab.add_node("n9", 9);
     lab.patch_node_status(

@@ -8,11 +8,12 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use warren_config::{DeviceStatus, PrivateKey, WallTime};
-use warren_k8s::{Entries, Epoch, Identity, Known, MeshSpec, Snapshot, View};
+use warren_k8s::{Epoch, Identity, Known, MeshSpec, Snapshot, View};
 use warren_mesh::{Directory, NodeName};
 use warren_state::{StateDir, StateError};
 
 use super::super::wall_time;
+use super::SESSION;
 
 /// All of it but the key, as one file.
 const SNAPSHOT: &str = "cluster.json";
@@ -25,8 +26,8 @@ const MACHINE: &str = "machine-id";
 const MACHINE_ID: &str = "/etc/machine-id";
 /// What changes often is written this often at most.
 const PAUSE: Duration = Duration::from_secs(5);
-/// A peer with a handshake no older than this is one there is traffic with.
-const SESSION: Duration = Duration::from_secs(180);
+/// But so many times as long as it took to write pass at least until it is written again.
+const PAUSE_OF_LARGE: u32 = 200;
 
 /// What a node remembers of its cluster, also when it starts while the API is away.
 pub(super) struct Memory {
@@ -43,7 +44,11 @@ pub(super) struct Memory {
     spoke_with: BTreeSet<NodeName>,
     /// What is kept differs from the disk.
     dirty: bool,
+    /// So does what is closed.
+    latch_dirty: bool,
     written: Option<Instant>,
+    /// How long that took.
+    took: Duration,
     /// Why what is kept could not be written, while it could not.
     unwritten: Option<String>,
 }
@@ -128,7 +133,9 @@ impl Memory {
             is_published: false,
             kept,
             dirty: false,
+            latch_dirty: false,
             written: None,
+            took: Duration::ZERO,
             unwritten: None,
         };
         memory.write();
@@ -222,10 +229,9 @@ impl Memory {
         }
     }
 
-    /// This view is believed, and these entries follow from it.
-    pub(super) fn believes(&mut self, view: &View, entries: &Entries) {
+    /// This view is believed, and this is what is known by it.
+    pub(super) fn believes(&mut self, view: &View, known: Known) {
         let Some(kept) = &mut self.kept else { return };
-        let known = Known::after(&entries.directory, &entries.uids);
         if kept.known != known {
             kept.known = known;
             self.dirty = true;
@@ -237,6 +243,26 @@ impl Memory {
         self.write_if_due();
     }
 
+    /// The same where only these nodes have changed. `matters` where that is worth a place on the disk.
+    pub(super) fn follows<'a>(
+        &mut self,
+        view: &View,
+        names: impl Iterator<Item = &'a String>,
+        matters: bool,
+    ) {
+        let Some(kept) = &mut self.kept else { return };
+        for name in names {
+            kept.view.take_over(view, name);
+        }
+        self.dirty |= matters;
+        self.write_if_due();
+    }
+
+    /// What is known, to be brought in line with what was told last.
+    pub(super) fn known_mut(&mut self) -> Option<&mut Known> {
+        self.kept.as_mut().map(|kept| &mut kept.known)
+    }
+
     /// These prefixes were reached: they are closed from now on, on the disk before anywhere else.
     /// Whether any is new.
     pub(super) fn latch(&mut self, reached: &BTreeSet<IpNet>) -> bool {
@@ -246,6 +272,13 @@ impl Memory {
             self.write_latch();
         }
         is_new
+    }
+
+    /// The same where all is closed anyway: it is on the disk soon.
+    pub(super) fn latch_in_time(&mut self, reached: &BTreeSet<IpNet>) {
+        for prefix in reached {
+            self.latch_dirty |= self.latch.prefixes.insert(*prefix);
+        }
     }
 
     /// The cluster has turned strict, as this node sees it.
@@ -263,6 +296,7 @@ impl Memory {
     }
 
     fn write_latch(&mut self) {
+        self.latch_dirty = false;
         let bytes = serde_json::to_vec(&self.latch).expect("prefixes are texts");
         if let Err(error) = self.state.write(LATCH, &bytes) {
             let why =
@@ -292,6 +326,15 @@ impl Memory {
         }
     }
 
+    /// There is a session with this one.
+    pub(super) fn speaks_with(&mut self, name: &NodeName) {
+        let Some(kept) = &mut self.kept else { return };
+        if kept.spoke_with.insert(name.clone()) {
+            self.dirty = true;
+            self.write_if_due();
+        }
+    }
+
     /// The new epoch is in the record.
     pub(super) fn published(&mut self, epoch: i64) {
         if epoch == self.epoch.number && !self.is_published {
@@ -312,19 +355,26 @@ impl Memory {
 
     /// Writes what had to wait.
     pub(super) fn tick(&mut self) {
+        if self.latch_dirty {
+            self.write_latch();
+        }
         self.write_if_due();
     }
 
     fn write_if_due(&mut self) {
-        if self.dirty && self.written.is_none_or(|at| at.elapsed() >= PAUSE) {
+        let pause = PAUSE.max(self.took * PAUSE_OF_LARGE);
+        if self.dirty && self.written.is_none_or(|at| at.elapsed() >= pause) {
             self.write();
         }
     }
 
     fn write(&mut self) {
         let Some(kept) = &self.kept else { return };
+        let began = Instant::now();
+        let written = self.state.write(SNAPSHOT, &kept.to_bytes());
         self.written = Some(Instant::now());
-        match self.state.write(SNAPSHOT, &kept.to_bytes()) {
+        self.took = began.elapsed();
+        match written {
             Ok(()) => {
                 self.dirty = false;
                 self.unwritten = None;

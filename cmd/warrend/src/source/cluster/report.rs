@@ -1,7 +1,6 @@
 //! What the node says of itself: its record in the API, and its status here.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use warren_control::status;
 use warren_k8s::{
@@ -29,8 +28,9 @@ pub(super) struct Reported {
 }
 
 impl ClusterSource {
-    /// Keeps this node's record and status as they should be.
-    pub(super) fn publish(&mut self, plan: &Plan, around: &Around<'_>) {
+    /// Keeps this node's record and status as they should be. `is_anew` where all nodes were planned, and not only
+    /// some: then what they show is asked of all of them.
+    pub(super) fn publish(&mut self, plan: &Plan, around: &Around<'_>, is_anew: bool) {
         let Some(made) = &self.made else { return };
         let enforcement = match made.stage {
             Stage::Permissive => Enforcement::Permissive,
@@ -42,16 +42,17 @@ impl ClusterSource {
             let now = wall_time().0.as_secs();
             self.reported.staged_since.unwrap_or(now)
         });
-        let expected = plan.peers.values().filter(|peer| peer.public_key.is_some());
+        let count = |number| u32::try_from(number).unwrap_or(u32::MAX);
         self.reported.progress = Progress {
-            peers_expected: u32::try_from(expected.count()).unwrap_or(u32::MAX),
-            peers_ready: u32::try_from(self.ready.len()).unwrap_or(u32::MAX),
+            peers_expected: count(plan.device.peers.len()),
+            peers_ready: count(self.roster.ready().len()),
             unreached: Some(self.unreached(plan)),
             enforcement: Some(enforcement),
             latched: self.memory.is_strict(),
         };
-        self.reported.conditions = self.conditions(plan, around);
-        let (port, mode, mtu) = (plan.device.listen_port, made.settings.mode, plan.host.mtu);
+        self.reported.conditions = self.conditions(plan, around, is_anew);
+        let mode = made.book.settings().mode;
+        let (port, mtu) = (plan.device.listen_port, plan.host.mtu);
         self.want(port, mode, mtu);
         self.post(around);
     }
@@ -109,7 +110,7 @@ impl ClusterSource {
         if let Some(view) = &self.believed {
             let mesh = view.mesh.as_ref().and_then(Option::as_ref);
             let configured = match self.refused.is_empty() {
-                true => configured(mesh, Ok(&()), &proposal(view)),
+                true => configured(mesh, Ok(&()), || proposal(view)),
                 false => not("Unusable"),
             };
             conditions.insert(ConditionType::Configured, configured);
@@ -151,25 +152,26 @@ impl ClusterSource {
             nodes.is_some_and(|nodes| nodes.get(name.as_str()).is_some_and(|node| node.ready))
         };
         let latched = self.memory.latched();
-        let is_reached = |name: &NodeName, key| {
+        let is_reached = |key| {
             let claims = plan.device.peers.get(&key);
             let claims = claims.into_iter().flat_map(|peer| &peer.allowed_ips);
-            self.ready.contains(name) || {
-                let mut claims = claims.peekable();
-                claims.peek().is_some() && claims.all(|claim| latched.contains(claim))
-            }
+            let mut claims = claims.peekable();
+            claims.peek().is_some() && claims.all(|claim| latched.contains(claim))
         };
-        (plan.peers.iter())
-            .filter(|(name, peer)| {
-                peer.public_key
-                    .is_some_and(|key| is_ready(name) && !is_reached(name, key))
-            })
-            .map(|(name, _)| name.to_string())
+        let key = |name: &NodeName| plan.peers.get(name)?.public_key;
+        (self.roster.unready().iter())
+            .filter(|name| key(name).is_some_and(|key| is_ready(name) && !is_reached(key)))
+            .map(ToString::to_string)
             .take(NAMED)
             .collect()
     }
 
-    fn conditions(&self, plan: &Plan, around: &Around<'_>) -> BTreeMap<ConditionType, Stated> {
+    fn conditions(
+        &self,
+        plan: &Plan,
+        around: &Around<'_>,
+        is_anew: bool,
+    ) -> BTreeMap<ConditionType, Stated> {
         let stated = |holds, reason: &str, message: String| Stated {
             holds,
             reason: reason.to_owned(),
@@ -182,11 +184,8 @@ impl ClusterSource {
             peers_ready,
             ..
         } = self.reported.progress;
-        let unready: Vec<&str> = (plan.peers.iter())
-            .filter(|(name, peer)| peer.public_key.is_some() && !self.ready.contains(*name))
-            .map(|(name, _)| name.as_str())
-            .take(NAMED)
-            .collect();
+        let unready = self.roster.unready().iter().map(NodeName::as_str);
+        let unready: Vec<&str> = unready.take(NAMED).collect();
         let why = around.board.facts().unready.clone();
         conditions.insert(
             ConditionType::Ready,
@@ -208,11 +207,15 @@ impl ClusterSource {
         let view = self.believed.as_ref();
         let mesh = view.and_then(|view| view.mesh.as_ref()?.as_ref());
         let mesh = mesh.or(self.memory.mesh());
+        // Which mode it is all nodes are asked.
+        let detected = (self.reported.conditions.get(&ConditionType::Configured))
+            .filter(|stated| !is_anew && stated.reason == "ModeDetected");
         conditions.insert(
             ConditionType::Configured,
-            match (&self.refused[..], view) {
-                ([], Some(view)) => configured(mesh, Ok(&()), &proposal(view)),
-                (refused, _) => stated(Holds::False, "Unusable", refused.join("; ")),
+            match (&self.refused[..], view, detected) {
+                ([], Some(_), Some(detected)) => detected.clone(),
+                ([], Some(view), None) => configured(mesh, Ok(&()), || proposal(view)),
+                (refused, ..) => stated(Holds::False, "Unusable", refused.join("; ")),
             },
         );
         conditions.insert(ConditionType::Synced, self.synced());
@@ -314,10 +317,7 @@ impl ClusterSource {
             epoch: report.epoch,
             conditions: conditions.collect(),
         };
-        let mut facts = around.board.facts();
-        facts.cluster = Some(cluster);
-        let ready = self.ready.iter().map(ToString::to_string);
-        facts.ready_peers = Some(Arc::new(ready.collect()));
+        around.board.facts().cluster = Some(cluster);
     }
 
     /// What is not as it should be beyond the plan, a sentence each.
@@ -343,9 +343,9 @@ impl ClusterSource {
                  most that, or their large packets are refused until they have learnt it"
             ));
         }
-        let findings = self.made.iter().flat_map(|made| &made.entries.findings);
-        let count = findings.clone().count();
-        complaints.extend(findings.take(NAMED).map(ToString::to_string));
+        let findings = || self.made.iter().flat_map(|made| made.book.findings());
+        let count = findings().count();
+        complaints.extend(findings().take(NAMED).map(ToString::to_string));
         if let more @ 1.. = count.saturating_sub(NAMED) {
             complaints.push(format!("and {more} more of the kind"));
         }
