@@ -26,6 +26,11 @@ pub struct Daemon {
 }
 
 impl Daemon {
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Starts a node's daemon, and waits until it tells its status.
     pub fn start(node: &Node) -> Self {
         Self::start_with(node, &node.mesh)

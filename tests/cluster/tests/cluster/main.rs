@@ -7,4 +7,5 @@ mod identity;
 mod join;
 mod overlay;
 mod rights;
+mod scale;
 mod verify;

@@ -1,0 +1,211 @@
+//! One daemon among thousands of nodes, which are there as objects alone.
+
+use std::fs;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Node as NodeObject;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::{Api, Client, ResourceExt as _};
+use serde_json::json;
+use tokio::task::JoinSet;
+use warren_k8s::MeshNode;
+use warren_tests_cluster::{Lab, Node, patiently};
+
+/// Nodes beside the one that is real.
+const NODES: u32 = 5000;
+/// Requests under way at once.
+const AT_ONCE: usize = 32;
+/// Clock ticks in a second of `/proc/PID/stat` (`USER_HZ`).
+const TICKS: f64 = 100.0;
+
+/// The others answer nobody, so that none of them is ever ready: what is seen is more than a mesh at rest costs.
+#[test]
+#[ignore = "minutes, and a gigabyte for the API server"]
+fn a_daemon_among_five_thousand_nodes_needs_little_and_follows_each_at_once() {
+    let lab = Lab::new();
+    lab.mesh(json!({
+        "podPrefixes": ["10.128.0.0/9", "fd00:10:244::/48"], "enforcement": "Strict", "mode": "Route", "mtu": 1400,
+    }));
+    let admin = || lab.cluster.admin.clone();
+    lab.wait(all(0..NODES, |number| make(admin(), number)));
+    let mut node = lab.join(1);
+    node.be_patient(Duration::from_secs(120));
+    node.start();
+    node.until("it expects all", |status| {
+        (status.cluster.as_ref()).is_some_and(|cluster| cluster.peers_expected == NODES)
+    });
+    tell("at the start", &Spent::by(&node));
+
+    let before = Spent::by(&node);
+    let start = uptime();
+    patiently("a minute passes", Duration::from_secs(90), || {
+        uptime() - start >= 60.0
+    });
+    let after = Spent::by(&node);
+    tell("in the minute after", &after.since(&before));
+
+    // A burst for which no request waits for the one before.
+    let before = Spent::by(&node);
+    lab.wait(all((0..NODES).step_by(10), |number| {
+        start_anew(admin(), number, 2)
+    }));
+    let has_route = |number: u32| {
+        let prefix = prefix(number);
+        let found = (node.host).attempt(&format!("ip route show table 51880 {prefix}"));
+        found.stdout.contains("warren0")
+    };
+    let gone = 4321;
+    assert!(has_route(gone));
+    lab.wait(async {
+        let nodes: Api<NodeObject> = Api::all(admin());
+        let deleted = nodes.delete(&name(gone), &DeleteParams::default()).await;
+        deleted.expect("it is there");
+    });
+    let took = patiently("its route is gone", Duration::from_secs(1), || {
+        !has_route(gone)
+    });
+    assert!(has_route(gone - 1) && has_route(gone + 1));
+    let after = Spent::by(&node);
+    tell(
+        "500 that start anew, and one that goes",
+        &after.since(&before),
+    );
+    eprintln!("a node that goes: {took:?} until its route is gone");
+
+    assert!(after.resident_mib < 100.0, "{} MiB", after.resident_mib);
+}
+
+/// Does this for all of these, some at a time.
+async fn all<F: Future<Output = ()> + Send + 'static>(
+    numbers: impl Iterator<Item = u32>,
+    mut work: impl FnMut(u32) -> F,
+) {
+    let mut under_way = JoinSet::new();
+    for number in numbers {
+        if under_way.len() == AT_ONCE {
+            under_way
+                .join_next()
+                .await
+                .expect("there is one")
+                .expect("it is done");
+        }
+        under_way.spawn(work(number));
+    }
+    under_way.join_all().await;
+}
+
+/// A `Node` with what its daemon would publish.
+async fn make(admin: Client, number: u32) {
+    let name = name(number);
+    let prefix = prefix(number);
+    let address = format!("198.18.{}.{}", number / 250, number % 250 + 1);
+    let node = serde_json::from_value::<NodeObject>(json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": name},
+        "spec": {"podCIDR": prefix, "podCIDRs": [prefix]},
+        "status": {
+            "addresses": [{"type": "InternalIP", "address": address}],
+            "conditions": [{"type": "Ready", "status": "True"}],
+        },
+    }))
+    .expect("a Node");
+    let nodes: Api<NodeObject> = Api::all(admin.clone());
+    let node = nodes.create(&PostParams::default(), &node).await;
+    let uid = node.expect("a Node").uid().expect("it has one");
+    let record = serde_json::from_value::<MeshNode>(json!({
+        "apiVersion": "mesh.warren.dev/v1alpha1",
+        "kind": "MeshNode",
+        "metadata": {"name": name, "ownerReferences": [
+            {"apiVersion": "v1", "kind": "Node", "name": name, "uid": uid},
+        ]},
+        "spec": {
+            "nodeUID": uid, "publicKey": format!("{number:08}{}=", "A".repeat(35)), "endpoints": [address],
+            "port": 51820, "mode": "Route", "mtu": 1400, "epoch": 1, "version": "0.1.0",
+        },
+    }))
+    .expect("a record");
+    let records: Api<MeshNode> = Api::all(admin);
+    let made = records.create(&PostParams::default(), &record).await;
+    made.expect("a record");
+}
+
+async fn start_anew(admin: Client, number: u32, epoch: i64) {
+    let records: Api<MeshNode> = Api::all(admin);
+    let patch = Patch::Merge(json!({"spec": {"epoch": epoch, "port": 51821}}));
+    let patched = (records.patch(&name(number), &PatchParams::default(), &patch)).await;
+    patched.expect("it is there");
+}
+
+fn name(number: u32) -> String {
+    format!("played-{number}")
+}
+
+fn prefix(number: u32) -> String {
+    format!("10.{}.{}.0/24", 128 + number / 256, number % 256)
+}
+
+/// What a daemon has used.
+struct Spent {
+    /// By the host's clock, in seconds.
+    at: f64,
+    /// Seconds of the thread that plans.
+    main: f64,
+    /// Seconds of all threads.
+    all: f64,
+    resident_mib: f64,
+}
+
+impl Spent {
+    fn by(node: &Node) -> Self {
+        let pid = node.daemon().pid();
+        let seconds = |path: String| {
+            let stat = fs::read_to_string(path).expect("it runs");
+            // The name, which is second, may have spaces.
+            let fields: Vec<&str> = stat
+                .rsplit(')')
+                .next()
+                .unwrap_or_default()
+                .split(' ')
+                .collect();
+            let ticks = |place: usize| fields[place].parse::<f64>().expect("a number");
+            (ticks(12) + ticks(13)) / TICKS
+        };
+        let statm = fs::read_to_string(format!("/proc/{pid}/statm")).expect("it runs");
+        let pages: f64 = statm
+            .split(' ')
+            .nth(1)
+            .and_then(|pages| pages.parse().ok())
+            .expect("a number");
+        Self {
+            at: uptime(),
+            main: seconds(format!("/proc/{pid}/task/{pid}/stat")),
+            all: seconds(format!("/proc/{pid}/stat")),
+            resident_mib: pages * 4096.0 / f64::from(1 << 20),
+        }
+    }
+
+    fn since(&self, before: &Self) -> Self {
+        Self {
+            at: self.at - before.at,
+            main: self.main - before.main,
+            all: self.all - before.all,
+            resident_mib: self.resident_mib,
+        }
+    }
+}
+
+fn tell(what: &str, spent: &Spent) {
+    eprintln!(
+        "{what}: {:.1} s, of which the control loop took {:.2} s and all threads {:.2} s; {:.0} MiB",
+        spent.at, spent.main, spent.all, spent.resident_mib
+    );
+}
+
+/// The host's clock, in seconds.
+fn uptime() -> f64 {
+    let uptime = fs::read_to_string("/proc/uptime").expect("it is Linux");
+    (uptime.split(' ').next())
+        .and_then(|seconds| seconds.parse().ok())
+        .expect("a number")
+}
