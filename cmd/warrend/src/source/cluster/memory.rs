@@ -270,6 +270,8 @@ impl Memory {
         if is_new {
             self.latch.prefixes.extend(reached);
             self.write_latch();
+            // What is closed is reached after a restart only with the keys that go with it.
+            self.write_after(self.took * PAUSE_OF_LARGE);
         }
         is_new
     }
@@ -361,8 +363,22 @@ impl Memory {
         self.write_if_due();
     }
 
+    /// When what had to wait may be written.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.written
+            .filter(|_| self.dirty)
+            .map(|at| at + self.pause())
+    }
+
+    fn pause(&self) -> Duration {
+        PAUSE.max(self.took * PAUSE_OF_LARGE)
+    }
+
     fn write_if_due(&mut self) {
-        let pause = PAUSE.max(self.took * PAUSE_OF_LARGE);
+        self.write_after(self.pause());
+    }
+
+    fn write_after(&mut self, pause: Duration) {
         if self.dirty && self.written.is_none_or(|at| at.elapsed() >= pause) {
             self.write();
         }
