@@ -81,6 +81,8 @@ pub struct Surroundings {
     /// Of the interfaces that lead to what is behind this node, or that wrap an overlay's packets, the one with
     /// the largest MTU: what comes from there may be as large.
     pub behind: Option<String>,
+    /// Interfaces that wrap packets in VXLAN or Geneve.
+    pub overlays: BTreeSet<String>,
 }
 
 impl Surroundings {
@@ -288,18 +290,19 @@ impl Kernel {
         }
         let others = (observed.links.values())
             .filter(|link| link.name != interface && link.name != LOOPBACK);
+        let wraps = |link: &&Link| (link.kind.as_deref()).is_some_and(|it| OVERLAYS.contains(&it));
         let is_behind = |link: &&Link| match config.steering {
             // A bridge says what its ports were given, and each port what is at its other end.
             Steering::Prefixes => {
                 ways.contains(&link.index)
                     || link.master.is_some_and(|bridge| ways.contains(&bridge))
             }
-            Steering::Overlay { .. } => {
-                (link.kind.as_deref()).is_some_and(|kind| OVERLAYS.contains(&kind))
-            }
+            Steering::Overlay { .. } => wraps(link),
         };
         let largest = others.clone().filter(is_behind).max_by_key(|link| link.mtu);
         surroundings.behind = largest.map(|link| link.name.clone());
+        let overlays = others.clone().filter(wraps);
+        surroundings.overlays = overlays.map(|link| link.name.clone()).collect();
         surroundings.mtus = others.map(|link| (link.name.clone(), link.mtu)).collect();
         Ok(surroundings)
     }

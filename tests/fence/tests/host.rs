@@ -339,7 +339,9 @@ fn the_mtu_of_the_underlay_and_the_largest_behind_a_node_are_told() {
     let mut overlay = config_of(Node::A);
     let ports = [8472].into();
     overlay.steering = warren_config::Steering::Overlay { ports };
-    assert_eq!(surroundings(overlay).mtu_behind(), Some(("vx0", 1390)));
+    let found = surroundings(overlay);
+    assert_eq!(found.mtu_behind(), Some(("vx0", 1390)));
+    assert_eq!(found.overlays, ["vx0".to_owned()].into());
 }
 
 /// The host of one node of five thousand, each with a prefix for 256 pods and an address in it.

@@ -213,10 +213,13 @@ impl ClusterSource {
                     }
                 }
             }
-            Event::Look => match self.rests_until() {
-                None if self.has_news => self.news(),
-                _ => self.glance(around),
-            },
+            Event::Look => {
+                self.memory.tick();
+                match self.rests_until() {
+                    None if self.has_news => self.news(),
+                    _ => self.glance(around),
+                }
+            }
         }
     }
 
@@ -624,6 +627,11 @@ impl ClusterSource {
             tracing::warn!(%error, "what is around the tunnel is not known");
             Surroundings::default()
         });
+        // What was taken once stays taken whatever interface is made on the host.
+        let is_taken = self.memory.mesh() == Some(spec);
+        if spec.mode.is_none() && mode == Mode::Route && !is_taken {
+            no_overlay(&surroundings)?;
+        }
         let underlay = Underlay {
             addresses: surroundings.addresses.keys().copied().collect(),
             gateways: surroundings.gateways.clone(),
@@ -651,7 +659,7 @@ impl ClusterSource {
             .map(ToString::to_string)
             .collect();
         // What is in force stays so whatever the host comes to look like: nobody opens it by an address.
-        let is_in_force = self.made.is_some() && self.memory.mesh() == Some(spec);
+        let is_in_force = self.made.is_some() && is_taken;
         if !errors.is_empty() && !is_in_force {
             return Err(errors);
         }
@@ -840,6 +848,9 @@ impl ClusterSource {
         if let Some(at) = next {
             self.look_no_later_than(self.started + at);
         }
+        if let Some(at) = self.memory.due() {
+            self.look_no_later_than(at);
+        }
         let stage = self.made.as_ref().map(|made| &made.stage);
         self.is_stale |= match stage {
             Some(Stage::Permissive) => changed,
@@ -973,7 +984,7 @@ fn mtu(view: &View, node: &NodeName, surroundings: &Surroundings) -> u32 {
 }
 
 /// How pod traffic gets into the tunnel: as the Mesh says, and else by routes, if the nodes have prefixes
-/// to route. That an overlay is there is for the operator to say: a wrong guess would leave all in the clear.
+/// to route.
 fn mode(spec: &MeshSpec, view: &View) -> Result<Mode, Vec<String>> {
     let nodes = view.nodes.as_ref();
     let has_prefixes =
@@ -987,6 +998,18 @@ fn mode(spec: &MeshSpec, view: &View) -> Result<Mode, Vec<String>> {
                 .to_owned(),
         ]),
     }
+}
+
+/// Nobody guesses what an overlay's interface is there for: where the CNI wraps pod traffic past the routes
+/// `Route` would leave all of it in the clear, and where it does not `Overlay` would.
+fn no_overlay(surroundings: &Surroundings) -> Result<(), Vec<String>> {
+    let Some(interface) = surroundings.overlays.first() else {
+        return Ok(());
+    };
+    Err(vec![format!(
+        "spec.mode of the Mesh is not set, and this node has an overlay's interface, {interface}; set it to \
+         Overlay if the CNI wraps pod traffic in VXLAN or Geneve, and to Route if it routes it"
+    )])
 }
 
 /// What was reached in this mode: prefixes of pods where these are routed, addresses of nodes where what

@@ -57,6 +57,20 @@ fn a_staged_overlay_turns_strict_and_loses_less_than_a_twentieth_of_a_second() {
 }
 
 #[test]
+fn whether_an_overlay_is_to_be_encrypted_is_asked_and_not_guessed() {
+    let lab = Lab::by(Cni::Vxlan);
+    lab.mesh(json!({"podPrefixes": warren_tests_cluster::PODS}));
+    let mut node = lab.join(1);
+    node.start();
+    node.until("it asks", |status| {
+        let unready = status.unready.as_deref().unwrap_or_default();
+        unready.contains("spec.mode of the Mesh is not set") && unready.contains("interface, vx;")
+    });
+    lab.mesh(json!({"mode": "Route", "podPrefixes": warren_tests_cluster::PODS}));
+    node.until("it goes on", |status| status.unready.is_none());
+}
+
+#[test]
 fn a_mesh_that_changes_from_overlay_to_route_cuts_no_node_off() {
     let lab = Lab::by(Cni::Vxlan);
     lab.mesh(json!({"mode": "Overlay", "overlayPorts": [8472]}));
