@@ -27,7 +27,7 @@ pub const PODS: [&str; 2] = ["10.244.0.0/16", "fd00:10:244::/48"];
 /// Nodes that a cluster may have here.
 const NODES: u8 = 60;
 /// How long anything may take that a daemon does at once.
-const AT_ONCE: Duration = Duration::from_secs(15);
+const AT_ONCE: Duration = Duration::from_secs(30);
 /// How long a daemon may wait, at most, before it asks a server again that was away.
 pub const ASKED_AGAIN: Duration = Duration::from_secs(60);
 

@@ -178,7 +178,7 @@ fn records_that_somebody_deletes_come_back_and_nobody_is_cut_off() {
     let (by, all) = (DeleteParams::default(), ListParams::default());
     let deleted = records.delete_collection(&by, &all);
     lab.wait(deleted).expect("the operator may");
-    patiently("they come back", Duration::from_secs(15), || {
+    patiently("they come back", Duration::from_secs(30), || {
         nodes.iter().all(|node| lab.record(&node.name).is_some())
     });
     flow.end_whole();
@@ -239,7 +239,7 @@ fn a_mesh_that_cannot_work_is_refused_with_a_sentence_and_the_last_good_one_stay
             "{}",
             node.http("/readyz")
         );
-        patiently("its record says so, too", Duration::from_secs(15), || {
+        patiently("its record says so, too", Duration::from_secs(30), || {
             let status = lab.record(&node.name).and_then(|record| record.status);
             let conditions = status.map(|status| status.conditions).unwrap_or_default();
             conditions.iter().any(|condition| {
@@ -262,7 +262,7 @@ fn without_a_mesh_or_with_one_that_cannot_work_a_new_node_says_so_in_its_record(
     let mut node = lab.join(1);
     node.start();
     let configured = |what: &str| {
-        patiently(what, Duration::from_secs(15), || {
+        patiently(what, Duration::from_secs(30), || {
             let status = lab.record("n1").and_then(|record| record.status);
             let conditions = status.map(|status| status.conditions).unwrap_or_default();
             conditions.iter().any(|condition| {

@@ -64,7 +64,7 @@ fn a_booted_node_encrypts_before_the_api_answers_and_leaks_nothing_before_that()
         Flood::start(&nodes[0].pod, &nodes[1].pod_addresses())
     };
     nodes[0].start();
-    patiently("it is reached", Duration::from_secs(15), || {
+    patiently("it is reached", Duration::from_secs(30), || {
         nodes[1].pod.reaches("10.244.1.5") && nodes[0].pod.reaches("fd00:10:244:2::5")
     });
     flood.stop();
@@ -100,7 +100,7 @@ fn a_node_whose_clock_was_set_back_is_not_taken_for_a_replay() {
     nodes[0].end(Signal::KILL);
     lab.listen();
     nodes[0].start();
-    patiently("it is reached", Duration::from_secs(15), || {
+    patiently("it is reached", Duration::from_secs(30), || {
         nodes[0].pod.reaches("10.244.2.5") && nodes[1].pod.reaches("fd00:10:244:1::5")
     });
     assert_eq!(refused(&nodes), before);
@@ -112,7 +112,7 @@ fn a_node_whose_clock_was_set_back_is_not_taken_for_a_replay() {
     fs::remove_file(&ceiling).expect("it is there");
     nodes[0].start();
     let flow = Flood::start(&nodes[0].pod, &nodes[1].pod_addresses());
-    patiently("it is taken for a replay", Duration::from_secs(15), || {
+    patiently("it is taken for a replay", Duration::from_secs(30), || {
         refused(&nodes) > before
     });
     flow.stop();

@@ -31,7 +31,7 @@ fn a_staged_cluster_turns_strict_by_itself_once_all_have_reached_all() {
     all_enforce(&nodes[..2], Enforcement::Staged);
     patiently(
         "the first two have reached each other",
-        Duration::from_secs(15),
+        Duration::from_secs(30),
         || {
             let latched =
                 |node: &Node| node.daemon().status().cluster.map(|it| it.latched_prefixes);
@@ -51,7 +51,7 @@ fn a_staged_cluster_turns_strict_by_itself_once_all_have_reached_all() {
     nodes[2].start();
     all_enforce(&nodes, Enforcement::Strict);
     for node in &nodes {
-        patiently("its record says so", Duration::from_secs(15), || {
+        patiently("its record says so", Duration::from_secs(30), || {
             let status = lab.record(&node.name).and_then(|record| record.status);
             status.is_some_and(|status| status.latched)
         });
@@ -102,7 +102,7 @@ fn what_a_staged_node_once_reached_is_never_sent_in_the_clear_again() {
             .as_ref()
             .is_some_and(|it| it.peers_expected == 1)
     });
-    patiently("it is reached again", Duration::from_secs(15), || {
+    patiently("it is reached again", Duration::from_secs(30), || {
         nodes[1].pod.reaches("10.244.1.5")
     });
     for flood in floods {
@@ -139,7 +139,7 @@ fn removed_leaves_nothing_on_any_node_and_says_so() {
     lab.settle(&nodes);
     lab.mesh(json!({"podPrefixes": PODS, "enforcement": "Removed"}));
     for node in &nodes {
-        patiently("its record says so", Duration::from_secs(15), || {
+        patiently("its record says so", Duration::from_secs(30), || {
             let status = lab.record(&node.name).and_then(|record| record.status);
             let enforcement = status.and_then(|status| status.enforcement);
             enforcement == Some(warren_k8s::Enforcement::Removed)

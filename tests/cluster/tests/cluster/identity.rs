@@ -28,7 +28,7 @@ fn a_node_made_anew_under_its_name_has_another_key() {
         key(&lab, "n2").is_some_and(|key| key != before)
     });
     lab.settle(&nodes);
-    patiently("it is reached", Duration::from_secs(15), || {
+    patiently("it is reached", Duration::from_secs(30), || {
         nodes[0].pod.reaches("10.244.2.5")
     });
     nodes[0].talk_to(&nodes[1]);
@@ -109,7 +109,7 @@ fn a_node_that_publishes_another_s_key_is_refused_and_cuts_nobody_off() {
     });
     assert!(!nodes[0].pod.reaches("10.244.3.5"));
     // One of those who see it tells of it, whatever n3 says.
-    patiently("there is an event", Duration::from_secs(15), || {
+    patiently("there is an event", Duration::from_secs(30), || {
         let events = lab.events("ClaimRefused");
         (events.iter()).any(|(_, message)| message.contains("n3") && message.contains("n2"))
     });

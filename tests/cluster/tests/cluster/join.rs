@@ -29,7 +29,7 @@ fn a_new_node_is_reached_through_the_tunnel_within_a_second_of_its_record() {
     lab.listen();
     let mut newcomer = lab.join(3);
     newcomer.start();
-    patiently("it publishes its record", Duration::from_secs(15), || {
+    patiently("it publishes its record", Duration::from_secs(30), || {
         lab.record("n3").is_some()
     });
     let took = patiently("all others reach it", Duration::from_secs(5), || {
@@ -99,13 +99,13 @@ fn a_node_that_gets_its_prefixes_late_is_reached_by_them() {
     for node in &mut nodes {
         node.start();
     }
-    patiently("both publish", Duration::from_secs(15), || {
+    patiently("both publish", Duration::from_secs(30), || {
         nodes.iter().all(|node| lab.record(&node.name).is_some())
     });
     lab.listen();
     assert!(!nodes[0].pod.reaches("10.244.2.5"), "nobody has that yet");
     lab.give_prefixes("n2", &prefixes_of(2));
-    patiently("both are reached", Duration::from_secs(15), || {
+    patiently("both are reached", Duration::from_secs(30), || {
         nodes[0].pod.reaches("10.244.2.5") && nodes[1].pod.reaches("fd00:10:244:1::5")
     });
     nodes[0].talk_to(&nodes[1]);

@@ -53,18 +53,18 @@ fn a_daemon_that_may_not_read_says_which_right_it_lacks_and_goes_on_when_it_has_
     });
     assert_eq!(meshes.len(), 2);
     let reader = lab.wait(lab.cluster.daemon("n1"));
-    patiently("the right is gone", Duration::from_secs(15), || {
+    patiently("the right is gone", Duration::from_secs(30), || {
         let all: Api<Mesh> = Api::all(reader.client.clone());
         let listed = lab.wait(all.list(&ListParams::default()));
         listed.is_err_and(|error| is_forbidden(&error))
     });
     node.start();
-    patiently("it serves", Duration::from_secs(15), || {
+    patiently("it serves", Duration::from_secs(30), || {
         node.log().contains("meshes cannot be read")
     });
     let sentence = ["meshes", "403", "rights.yaml"];
     says(&node, &sentence);
-    patiently("its record says so, too", Duration::from_secs(15), || {
+    patiently("its record says so, too", Duration::from_secs(30), || {
         let status = lab.record("n1").and_then(|record| record.status);
         let conditions = status.map(|status| status.conditions).unwrap_or_default();
         conditions.iter().any(|condition| {
@@ -101,7 +101,7 @@ fn a_daemon_that_may_not_write_its_record_says_so_and_disturbs_nothing() {
         assert!(rules.len() < before.len());
     });
     let writer = lab.wait(lab.cluster.daemon("n2"));
-    patiently("the right is gone", Duration::from_secs(15), || {
+    patiently("the right is gone", Duration::from_secs(30), || {
         let written = lab.wait(writer.apply_dry(&writer.record()));
         written.is_err_and(|error| is_forbidden(&error))
     });

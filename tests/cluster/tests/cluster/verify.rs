@@ -229,7 +229,7 @@ fn what_a_killed_verify_left_is_taken_away_and_several_do_not_disturb_each_other
     let mut killed = confined(&nodes[0], &["verify"]);
     killed.stdout(Stdio::null()).stderr(Stdio::null());
     let mut killed = killed.spawn().expect("setpriv is installed");
-    patiently("it listens", Duration::from_secs(15), || {
+    patiently("it listens", Duration::from_secs(30), || {
         tables(&nodes[0]).contains(&format!("{TABLE}22"))
     });
     killed.kill().expect("it runs");
