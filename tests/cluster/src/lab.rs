@@ -172,6 +172,20 @@ impl Lab {
         Api::all(self.cluster.admin.clone())
     }
 
+    /// Waits until the record of this node says that the Mesh cannot be used, and why.
+    #[track_caller]
+    pub fn until_unconfigured(&self, name: &str, why: &str) {
+        patiently(why, AT_ONCE, || {
+            let status = self.record(name).and_then(|record| record.status);
+            let mut conditions = status.into_iter().flat_map(|status| status.conditions);
+            conditions.any(|condition| {
+                condition.type_ == "Configured"
+                    && condition.status == "False"
+                    && condition.message.contains(why)
+            })
+        });
+    }
+
     /// What a daemon publishes.
     pub fn record(&self, name: &str) -> Option<MeshNode> {
         let records: Api<MeshNode> = Api::all(self.cluster.admin.clone());

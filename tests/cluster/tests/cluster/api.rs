@@ -261,22 +261,14 @@ fn without_a_mesh_or_with_one_that_cannot_work_a_new_node_says_so_in_its_record(
     let lab = Lab::new();
     let mut node = lab.join(1);
     node.start();
-    let configured = |what: &str| {
-        patiently(what, Duration::from_secs(30), || {
-            let status = lab.record("n1").and_then(|record| record.status);
-            let conditions = status.map(|status| status.conditions).unwrap_or_default();
-            conditions.iter().any(|condition| {
-                condition.type_ == "Configured"
-                    && condition.status == "False"
-                    && condition.message.contains(what)
-            })
-        });
+    let refused = |why: &str| {
+        lab.until_unconfigured("n1", why);
         assert!(node.http("/readyz").starts_with("HTTP/1.1 503"));
     };
     // What to set is proposed.
-    configured("10.244.1.0/24");
+    refused("10.244.1.0/24");
     lab.mesh(json!({"podPrefixes": ["192.0.0.0/8"], "enforcement": "Strict"}));
-    configured("192.0.0.0/8");
+    refused("192.0.0.0/8");
     lab.mesh(json!({"podPrefixes": PODS, "enforcement": "Strict"}));
     node.until("it is a node", |status| status.unready.is_none());
 }

@@ -3,6 +3,7 @@
 mod api;
 mod crash;
 mod enforcement;
+mod host;
 mod identity;
 mod join;
 mod overlay;

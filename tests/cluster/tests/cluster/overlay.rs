@@ -62,10 +62,8 @@ fn whether_an_overlay_is_to_be_encrypted_is_asked_and_not_guessed() {
     lab.mesh(json!({"podPrefixes": warren_tests_cluster::PODS}));
     let mut node = lab.join(1);
     node.start();
-    node.until("it asks", |status| {
-        let unready = status.unready.as_deref().unwrap_or_default();
-        unready.contains("spec.mode of the Mesh is not set") && unready.contains("interface, vx;")
-    });
+    lab.until_unconfigured("n1", "an overlay's interface, vx; set it to Overlay if");
+    assert!(node.http("/readyz").starts_with("HTTP/1.1 503"));
     lab.mesh(json!({"mode": "Route", "podPrefixes": warren_tests_cluster::PODS}));
     node.until("it goes on", |status| status.unready.is_none());
 }

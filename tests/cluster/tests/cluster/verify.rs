@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use warren_control::status::{self, Status};
 use warren_control::{Limits, Listener};
 use warren_netlink::{Sought, Tap, TapError};
-use warren_tests_cluster::{Flood, Host, Lab, Node, patiently, warren};
+use warren_tests_cluster::{Cni, Flood, Host, Lab, Node, patiently, warren};
 
 /// The tables by which it listens.
 const TABLE: &str = "warren_verify_";
@@ -92,6 +92,31 @@ fn with_net_admin_alone_every_peer_is_proved_while_pods_talk() {
         flood.go_on();
         flood.stop();
     }
+}
+
+#[test]
+fn an_overlay_is_proved_by_what_is_sealed_for_each_peer() {
+    let lab = Lab::by(Cni::Vxlan);
+    lab.mesh(json!({"mode": "Overlay", "overlayPorts": [8472], "enforcement": "Strict"}));
+    let mut nodes: Vec<Node> = (1..=2).map(|number| lab.join(number)).collect();
+    for node in &mut nodes {
+        node.start();
+    }
+    lab.settle(&nodes);
+    nodes[0].talk_to(&nodes[1]);
+    let flood = Flood::start(&nodes[0].pod, &nodes[1].pod_addresses());
+    for command in [confined(&nodes[0], &["verify", "--json"]), {
+        let mut command = nodes[0].host.command(warren());
+        command.args(["verify", "--json"]);
+        command
+    }] {
+        let proved = assert_proved(&run(command), 1);
+        assert_eq!(proved["overlay"], true, "{proved:#}");
+    }
+    flood.go_on();
+    flood.stop();
+    // Nothing of it has come between the pods.
+    nodes[0].talk_to(&nodes[1]);
 }
 
 #[test]
