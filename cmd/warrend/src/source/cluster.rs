@@ -303,6 +303,7 @@ impl ClusterSource {
             && self.is_live
             && self.distrust.is_none()
             && self.refused.is_empty()
+            && self.feed.unreadable_mesh().is_none()
             && self.denied == self.denials();
         let mut view = self.believed.take_if(|_| is_settled)?;
         let stepped = self.step_by(&mut view, plan);
@@ -317,7 +318,6 @@ impl ClusterSource {
         }
         let counts_on = |(name, before): (&String, &Before)| only_counts(view, name, before);
         let only_counts = changed.iter().all(counts_on);
-        self.memory.follows(view, changed.keys(), !only_counts);
         let made = self.made.as_mut()?;
         let is_about_more = |(name, before): (&String, &Before)| {
             let latched = self.memory.latched();
@@ -341,6 +341,8 @@ impl ClusterSource {
 
         let known = self.memory.known_mut()?;
         let affected = made.book.update(view, known, changed.keys());
+        let matters = !only_counts || !affected.is_empty();
+        self.memory.follows(view, changed.keys(), matters);
         if matches!(made.stage, Stage::Permissive) && !affected.is_empty() {
             // What is reached decides what goes by the tunnel.
             return None;
@@ -628,8 +630,8 @@ impl ClusterSource {
             Surroundings::default()
         });
         // What was taken once stays taken whatever interface is made on the host.
-        let is_taken = self.memory.mesh() == Some(spec);
-        if spec.mode.is_none() && mode == Mode::Route && !is_taken {
+        let was_routed = (self.memory.mesh()).is_some_and(|good| good.mode.is_none());
+        if spec.mode.is_none() && mode == Mode::Route && !was_routed {
             no_overlay(&surroundings)?;
         }
         let underlay = Underlay {
@@ -659,7 +661,7 @@ impl ClusterSource {
             .map(ToString::to_string)
             .collect();
         // What is in force stays so whatever the host comes to look like: nobody opens it by an address.
-        let is_in_force = self.made.is_some() && is_taken;
+        let is_in_force = self.made.is_some() && self.memory.mesh() == Some(spec);
         if !errors.is_empty() && !is_in_force {
             return Err(errors);
         }
@@ -748,6 +750,7 @@ impl ClusterSource {
 
     /// A step is made true: looks at the peers that it is about, and publishes.
     pub(crate) fn stepped(&mut self, plan: &Plan, around: &Around<'_>) {
+        self.memory.tick();
         self.tell_of_refused_claims(plan);
         self.rest();
         if self.glance(around) != Todo::Nothing {
@@ -831,6 +834,9 @@ impl ClusterSource {
             }
         }
         self.reached.extend(&reached);
+        for (_, peer) in glance.unready.iter().filter_map(of_plan) {
+            self.reached.retain(|net| !peer.allowed_ips.contains(net));
+        }
         let names = std::mem::take(&mut self.stepped);
         let looked_at = glance.ready.iter().chain(&glance.unready).chain(&names);
         self.tell_ready(looked_at, around);

@@ -49,8 +49,9 @@ pub(super) struct Memory {
     written: Option<Instant>,
     /// How long that took.
     took: Duration,
-    /// Why what is kept could not be written, while it could not.
+    /// Why what is kept could not be written, while it could not, and why what is closed could not.
     unwritten: Option<String>,
+    unlatched: Option<String>,
 }
 
 /// What is closed for ever.
@@ -137,6 +138,7 @@ impl Memory {
             written: None,
             took: Duration::ZERO,
             unwritten: None,
+            unlatched: None,
         };
         memory.write();
         Ok((memory, hold))
@@ -243,7 +245,8 @@ impl Memory {
         self.write_if_due();
     }
 
-    /// The same where only these nodes have changed. `matters` where that is worth a place on the disk.
+    /// The same where only these nodes have changed. `matters` where that is worth a place on the disk,
+    /// by the next [`tick`](Self::tick).
     pub(super) fn follows<'a>(
         &mut self,
         view: &View,
@@ -255,7 +258,6 @@ impl Memory {
             kept.view.take_over(view, name);
         }
         self.dirty |= matters;
-        self.write_if_due();
     }
 
     /// What is known, to be brought in line with what was told last.
@@ -298,14 +300,17 @@ impl Memory {
     }
 
     fn write_latch(&mut self) {
-        self.latch_dirty = false;
         let bytes = serde_json::to_vec(&self.latch).expect("prefixes are texts");
-        if let Err(error) = self.state.write(LATCH, &bytes) {
-            let why =
-                format!("{error}; after a restart what was reached may travel in the clear again");
-            tracing::error!("{why}");
-            self.unwritten = Some(why);
+        let written = self.state.write(LATCH, &bytes);
+        // What failed is tried again at the next tick.
+        self.latch_dirty = written.is_err();
+        let why = written.err().map(|error| {
+            format!("{error}; after a restart what was reached may travel in the clear again")
+        });
+        if let Some(sentence) = why.as_ref().filter(|_| why != self.unlatched) {
+            tracing::error!("{sentence}");
         }
+        self.unlatched = why;
     }
 
     /// With whom there is a session now: they are called first after a crash.
@@ -352,7 +357,7 @@ impl Memory {
 
     /// What people should know of the disk.
     pub(super) fn complaint(&self) -> Option<&str> {
-        self.unwritten.as_deref()
+        (self.unlatched.as_deref()).or(self.unwritten.as_deref())
     }
 
     /// Writes what had to wait.
