@@ -24,6 +24,8 @@ use crate::sys::{Frame, PacketSocket};
 const WAITING_BYTES: usize = 64 << 20;
 /// The largest frame there is, with its offload header: larger ones are cut off, not lost.
 const FRAME_MAX: usize = 128 << 10;
+/// Frames looked at between two looks whether it is over: more than can wait.
+const FRAMES: usize = 1 << 20;
 /// How long a reader that was stopped waits for a last frame.
 const LINGER: Timespec = Timespec {
     tv_sec: 0,
@@ -182,10 +184,10 @@ impl Wiretap {
         }
     }
 
-    fn lost(&self) -> io::Result<u64> {
+    fn lost(&mut self) -> io::Result<u64> {
         match self {
             Self::Packets(socket) => socket.lost().map(u64::from),
-            Self::Log(tap) => Ok(tap.lost()),
+            Self::Log(tap) => tap.lost().map_err(io::Error::other),
         }
     }
 }
@@ -240,12 +242,17 @@ fn listen(
     let mut buffer = vec![0; FRAME_MAX];
     loop {
         let stopping = stop.load(Ordering::Relaxed);
-        while let Some((frame, bytes)) = wiretap.next(&mut buffer)? {
+        // Whoever sends faster than this looks does not keep it from its end.
+        let mut left = FRAMES;
+        while left > 0
+            && let Some((frame, bytes)) = wiretap.next(&mut buffer)?
+        {
             seen.frame(frame, bytes, filter);
+            left -= 1;
         }
         marked.store(seen.marked, Ordering::Relaxed);
         if stopping {
-            seen.lost = wiretap.lost()?;
+            seen.lost = wiretap.lost()? + u64::from(left == 0);
             return Ok(seen);
         }
         poll(&mut [PollFd::new(&wiretap, PollFlags::IN)], Some(&LINGER))

@@ -174,6 +174,7 @@ impl Daemon {
             }
         }
         notify::stopping();
+        self.source.end();
         tracing::info!("ending; the fence stands, `warrend uninstall` removes it");
         Ok(())
     }

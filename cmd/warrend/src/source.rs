@@ -168,6 +168,14 @@ impl Source {
         }
     }
 
+    /// The daemon ends: what is only in memory is put on the disk.
+    pub(crate) fn end(&mut self) {
+        match self {
+            Self::File(_) => {}
+            Self::Cluster(cluster) => cluster.end(),
+        }
+    }
+
     /// Brings the plan in force in line with single nodes that have changed. `None` where all is to be
     /// planned anew.
     pub(crate) fn step(&mut self, plan: &mut Arc<Plan>) -> Option<Stepped> {

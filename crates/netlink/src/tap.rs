@@ -183,9 +183,12 @@ impl Tap {
         Ok(packet(&self.buffer[..length]))
     }
 
-    /// How many packets at least were missed, for want of room to wait in.
-    pub fn lost(&self) -> u64 {
-        self.lost
+    /// How many packets at least were missed: for want of room to wait in, and one if somebody has removed the
+    /// table, as may be where the kernel does not guard it (before Linux 5.12).
+    pub fn lost(&mut self) -> Result<u64, KernelError> {
+        let tables = nft::table_names(&mut self.netfilter, self.table.family)?;
+        let is_gone = !tables.contains(&self.table.name);
+        Ok(self.lost + u64::from(is_gone))
     }
 }
 

@@ -237,6 +237,10 @@ impl ClusterSource {
         }
     }
 
+    pub(crate) fn end(&mut self) {
+        self.memory.end();
+    }
+
     fn news(&mut self) -> Todo {
         self.has_news = false;
         // After a rest the first comes through at once.
@@ -798,7 +802,11 @@ impl ClusterSource {
     /// The same of those whose time has come. Costs these.
     fn glance(&mut self, around: &Around<'_>) -> Todo {
         let plan = around.board.facts().plan.clone();
-        let (Some(tunnel), Some(plan), true) = (around.tunnel, plan, around.is_true) else {
+        // What is reached decides what goes by the tunnel, and nobody is reached for ever.
+        let is_permissive =
+            (self.made.as_ref()).is_some_and(|made| made.stage == Stage::Permissive);
+        let is_enough = around.is_true && !is_permissive;
+        let (Some(tunnel), Some(plan), true) = (around.tunnel, plan, is_enough) else {
             return self.look(around);
         };
         self.look_at = self.not_before.filter(|_| self.has_news);
@@ -834,9 +842,6 @@ impl ClusterSource {
             }
         }
         self.reached.extend(&reached);
-        for (_, peer) in glance.unready.iter().filter_map(of_plan) {
-            self.reached.retain(|net| !peer.allowed_ips.contains(net));
-        }
         let names = std::mem::take(&mut self.stepped);
         let looked_at = glance.ready.iter().chain(&glance.unready).chain(&names);
         self.tell_ready(looked_at, around);
@@ -857,14 +862,15 @@ impl ClusterSource {
         if let Some(at) = self.memory.due() {
             self.look_no_later_than(at);
         }
-        let stage = self.made.as_ref().map(|made| &made.stage);
-        self.is_stale |= match stage {
-            Some(Stage::Permissive) => changed,
-            Some(Stage::Staged(_)) => self.memory.latch(reached),
-            Some(Stage::Strict) => {
-                self.memory.latch_in_time(reached);
-                false
-            }
+        self.is_stale |= match &self.made {
+            Some(made) => match made.stage {
+                Stage::Permissive => made.steered != self.reached,
+                Stage::Staged(_) => self.memory.latch(reached),
+                Stage::Strict => {
+                    self.memory.latch_in_time(reached);
+                    false
+                }
+            },
             None => false,
         };
         if self.is_stale {

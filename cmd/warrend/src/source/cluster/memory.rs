@@ -28,6 +28,11 @@ const MACHINE_ID: &str = "/etc/machine-id";
 const PAUSE: Duration = Duration::from_secs(5);
 /// But so many times as long as it took to write pass at least until it is written again.
 const PAUSE_OF_LARGE: u32 = 200;
+/// And no more than this, since a disk may be slow for once.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// So many names of nodes that have fallen silent are worth no write.
+const FEW: usize = 64;
 
 /// What a node remembers of its cluster, also when it starts while the API is away.
 pub(super) struct Memory {
@@ -273,7 +278,7 @@ impl Memory {
             self.latch.prefixes.extend(reached);
             self.write_latch();
             // What is closed is reached after a restart only with the keys that go with it.
-            self.write_after(self.took * PAUSE_OF_LARGE);
+            self.write_after(self.pause_of_large());
         }
         is_new
     }
@@ -325,8 +330,9 @@ impl Memory {
             .filter(|(_, node)| node.public_key.is_some_and(talks))
             .map(|(name, _)| name.clone())
             .collect();
-        // Who falls silent is forgotten when somebody else comes: it is written for nothing else.
-        if !spoke_with.is_subset(&kept.spoke_with) {
+        // Who falls silent is forgotten when somebody else comes, or most have: it is written for nothing else.
+        let is_outgrown = kept.spoke_with.len() > 2 * spoke_with.len() + FEW;
+        if is_outgrown || !spoke_with.is_subset(&kept.spoke_with) {
             kept.spoke_with = spoke_with;
             self.dirty = true;
             self.write_if_due();
@@ -368,6 +374,14 @@ impl Memory {
         self.write_if_due();
     }
 
+    /// Writes what would wait.
+    pub(super) fn end(&mut self) {
+        if self.latch_dirty {
+            self.write_latch();
+        }
+        self.write_after(Duration::ZERO);
+    }
+
     /// When what had to wait may be written.
     pub(super) fn due(&self) -> Option<Instant> {
         self.written
@@ -376,7 +390,11 @@ impl Memory {
     }
 
     fn pause(&self) -> Duration {
-        PAUSE.max(self.took * PAUSE_OF_LARGE)
+        PAUSE.max(self.pause_of_large())
+    }
+
+    fn pause_of_large(&self) -> Duration {
+        PAUSE_MAX.min(self.took * PAUSE_OF_LARGE)
     }
 
     fn write_if_due(&mut self) {
