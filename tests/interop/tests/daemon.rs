@@ -161,7 +161,9 @@ fn after_a_kill_it_starts_again_beside_the_stale_socket() {
     stop(&host, "KILL");
     // A process that is killed lets go of its descriptors one after the other.
     patiently("the process and its interface go", || {
-        host.processes("warren-wg").is_empty() && !host.has_interface("wg0")
+        host.processes("warren-wg").is_empty()
+            && !host.has_interface("wg0")
+            && !host.run("ss -Hlx").contains("wg0.sock")
     });
     assert!(
         host.exists("/var/run/wireguard/wg0.sock"),
