@@ -24,7 +24,8 @@ const TICKS: f64 = 100.0;
 fn a_daemon_among_five_thousand_nodes_needs_little_and_follows_each_at_once() {
     let lab = Lab::new();
     lab.mesh(json!({
-        "podPrefixes": ["10.128.0.0/9", "fd00:10:244::/48"], "enforcement": "Strict", "mode": "Route", "mtu": 1400,
+        "podPrefixes": ["10.128.0.0/10", "10.244.0.0/16", "fd00:10:244::/48"], "enforcement": "Strict",
+        "mode": "Route", "mtu": 1400,
     }));
     let admin = || lab.cluster.admin.clone();
     lab.wait(all(0..NODES, |number| make(admin(), number)));
