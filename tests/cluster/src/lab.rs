@@ -60,6 +60,8 @@ pub struct Node {
     pub name: String,
     /// The last number of its addresses.
     pub number: u8,
+    /// The number in the prefixes of its pods.
+    pub pods: u8,
     /// The host itself.
     pub host: Host,
     /// Its pod.
@@ -203,7 +205,8 @@ impl Lab {
         self.join_with(number, &[])
     }
 
-    fn join_with(&self, number: u8, prefixes: &[String]) -> Node {
+    /// The same, where the `Node` has these prefixes, whatever the addresses of its pod.
+    pub fn join_with(&self, number: u8, prefixes: &[String]) -> Node {
         let name = format!("n{number}");
         let host = Host::new();
         let pod = Host::new();
@@ -247,6 +250,7 @@ impl Lab {
             patience: AT_ONCE,
             name,
             number,
+            pods: number,
             host,
             pod,
             server,
@@ -400,11 +404,32 @@ impl Default for Lab {
 impl Node {
     /// The addresses of its pod.
     pub fn pod_addresses(&self) -> [String; 2] {
-        let number = self.number;
-        [
-            format!("10.244.{number}.5"),
-            format!("fd00:10:244:{number}::5"),
-        ]
+        let pods = self.pods;
+        [format!("10.244.{pods}.5"), format!("fd00:10:244:{pods}::5")]
+    }
+
+    /// Its CNI gives its pod an address in the prefixes of this number. The pod answers at the earlier one
+    /// as well, if anything still comes there, and sends nothing from it.
+    pub fn renumber_pod(&mut self, pods: u8) {
+        let before = std::mem::replace(&mut self.pods, pods);
+        self.host.run(&format!(
+            "ip route del 10.244.{pods}.0/24
+            ip route del fd00:10:244:{pods}::/64
+            ip addr flush dev pod scope global
+            ip addr add 10.244.{pods}.1/24 dev pod
+            ip addr add fd00:10:244:{pods}::1/64 dev pod nodad
+            ip route add 10.244.{before}.0/24 dev pod
+            ip route add fd00:10:244:{before}::/64 dev pod"
+        ));
+        self.pod.run(&format!(
+            "ip addr flush dev eth0 scope global
+            ip addr add 10.244.{pods}.5/24 dev eth0
+            ip addr add fd00:10:244:{pods}::5/64 dev eth0 nodad
+            ip addr add 10.244.{before}.5/32 dev eth0
+            ip addr add fd00:10:244:{before}::5/128 dev eth0 nodad preferred_lft 0
+            ip route replace default via 10.244.{pods}.1
+            ip route replace default via fd00:10:244:{pods}::1"
+        ));
     }
 
     /// The pods of both talk to each other for a while, both families.

@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use kube::api::DeleteParams;
-use warren_tests_cluster::{Flow, Lab, Node, patiently};
+use warren_tests_cluster::{Flood, Flow, Lab, Node, patiently, prefixes_of};
 
 fn key(lab: &Lab, name: &str) -> Option<String> {
     lab.record(name).map(|record| record.spec.public_key)
@@ -32,6 +32,80 @@ fn a_node_made_anew_under_its_name_has_another_key() {
         nodes[0].pod.reaches("10.244.2.5")
     });
     nodes[0].talk_to(&nodes[1]);
+    lab.assert_closed();
+}
+
+/// The prefixes that it had are nobody's until another node gets them.
+#[test]
+fn a_node_made_anew_with_other_prefixes_is_reached_by_these_and_not_by_those_it_had() {
+    let (mut lab, mut nodes) = Lab::of(3, "Strict");
+    lab.settle(&nodes);
+    lab.listen();
+    let others = Flow::start(&nodes[0].pod, &nodes[2].pod, "10.244.3.5");
+    let floods = [
+        Flood::start(&nodes[0].pod, &nodes[1].pod_addresses()),
+        Flood::start(
+            &nodes[0].pod,
+            &["10.244.22.5".to_owned(), "fd00:10:244:22::5".to_owned()],
+        ),
+    ];
+    let before = key(&lab, "n2").expect("it publishes");
+    let deleted = lab.wait(lab.nodes().delete("n2", &DeleteParams::default()));
+    deleted.expect("it is there");
+    nodes[1].end(rustix::process::Signal::TERM);
+    nodes[1].renumber_pod(22);
+    for other in [0, 2] {
+        nodes[other].host.run(
+            "ip route replace 10.244.22.0/24 via 192.0.2.2
+            ip route replace fd00:10:244:22::/64 via 2001:db8::2",
+        );
+    }
+    lab.add_node_with("n2", 2, &prefixes_of(22));
+    let credentials = lab.credentials("n2");
+    nodes[1].credit(credentials);
+    nodes[1].start();
+    patiently("it publishes another key", Duration::from_secs(30), || {
+        key(&lab, "n2").is_some_and(|key| key != before)
+    });
+    lab.settle(&nodes);
+    for other in [0, 2] {
+        patiently("it is reached", Duration::from_secs(30), || {
+            nodes[other].pod.reaches("10.244.22.5")
+        });
+        nodes[other].talk_to(&nodes[1]);
+        let routes = nodes[other]
+            .host
+            .run("ip route show table 51880; ip -6 route show table 51880");
+        assert!(
+            routes.contains("10.244.22.0/24") && routes.contains("fd00:10:244:22::/64"),
+            "{routes}"
+        );
+        assert!(
+            !routes.contains("10.244.2.0/24") && !routes.contains("fd00:10:244:2::/64"),
+            "{routes}"
+        );
+        for address in ["10.244.2.5", "fd00:10:244:2::5"] {
+            assert!(!nodes[other].pod.reaches(address), "{address} is nobody's");
+        }
+    }
+    for flood in floods {
+        flood.go_on();
+        flood.stop();
+    }
+    nodes[1].pod.run(
+        "ip addr del 10.244.2.5/32 dev eth0
+        ip addr del fd00:10:244:2::5/128 dev eth0",
+    );
+    let mut heir = lab.join_with(4, &prefixes_of(2));
+    heir.renumber_pod(2);
+    heir.start();
+    nodes.push(heir);
+    lab.settle(&nodes);
+    for other in &nodes[..3] {
+        other.talk_to(&nodes[3]);
+    }
+    others.go_on();
+    others.end_whole();
     lab.assert_closed();
 }
 
