@@ -227,6 +227,21 @@ Exit codes:
   2  the command line is not understood")]
     Verify(ClusterVerify),
 
+    /// Take the taint mesh.warren.dev/starting from each Node whose fence stands, until it is ended.
+    ///
+    /// Kubelets that register with this taint get no pods before their node's warrend is at work, so that nothing
+    /// leaves a new node in the clear. The chart runs this where startupTaint.enabled is set; it needs the
+    /// right to read MeshNodes and to get and patch Nodes.
+    #[command(after_help = "\
+Example:
+  warren cluster untaint
+
+Exit codes:
+  0  it was ended
+  1  there is no way to an API server, and a sentence says why
+  2  the command line is not understood")]
+    Untaint(ClusterUntaint),
+
     /// Have every daemon take away what it made, and wait until all have.
     ///
     /// Sets spec.enforcement of the Mesh to Removed: traffic travels in the clear from then on. Keys and
@@ -261,6 +276,12 @@ pub(crate) struct ClusterVerify {
     /// Print what came of each node, and all of `warren verify --json`, as JSON.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ClusterUntaint {
+    #[command(flatten)]
+    pub(crate) access: Access,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -1,5 +1,5 @@
-//! `warren cluster`: how the mesh of a whole Kubernetes cluster is doing, what of it this node can prove, and its
-//! end.
+//! `warren cluster`: how the mesh of a whole Kubernetes cluster is doing, what of it this node can prove, when a
+//! new node may have pods, and its end.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -10,8 +10,11 @@ use anyhow::{Context as _, bail};
 use serde::Serialize;
 use serde_json::json;
 use tokio::runtime;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{self, Instant};
-use warren_k8s::{Access, Client, Enforcement, NodeOverview, Overview, connect};
+use warren_k8s::{
+    Access, Client, Enforcement, NodeOverview, Overview, STARTING, Started, Starting, connect,
+};
 
 use crate::status::table;
 use crate::verify::{self, PeerVerdict, Verdict};
@@ -31,6 +34,7 @@ pub(crate) fn run(args: &args::Cluster) -> anyhow::Result<ExitCode> {
         match &args.command {
             args::ClusterCommand::Status(args) => status(args).await,
             args::ClusterCommand::Verify(args) => verify(args).await,
+            args::ClusterCommand::Untaint(args) => untaint(args).await,
             args::ClusterCommand::Remove(args) => remove(args).await,
         }
     })
@@ -191,6 +195,26 @@ fn proofs_in_words(verdict: &Verdict, nodes: &BTreeMap<&String, Proof<'_>>) -> S
         ]
     }));
     table(&rows)
+}
+
+async fn untaint(args: &args::ClusterUntaint) -> anyhow::Result<ExitCode> {
+    let mut starting = Starting::follow(&client(&args.access).await?);
+    // As the first process of a container it ends by none that it does not ask for.
+    let mut end = signal(SignalKind::terminate()).context("signals cannot be caught")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("signals cannot be caught")?;
+    loop {
+        let started = tokio::select! {
+            started = starting.next() => started,
+            _ = end.recv() => return Ok(ExitCode::SUCCESS),
+            _ = interrupt.recv() => return Ok(ExitCode::SUCCESS),
+        };
+        match started {
+            Started::Node { name, enforcement } => output::line(without_escapes(&format!(
+                "{name}: its mesh is {enforcement:?}; the taint {STARTING} is gone"
+            )))?,
+            Started::Failed(sentence) => output::note(without_escapes(&sentence)),
+        }
+    }
 }
 
 async fn remove(args: &args::ClusterRemove) -> anyhow::Result<ExitCode> {

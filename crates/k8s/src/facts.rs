@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::access::shortened;
 use crate::objects::{MeshNodeObject, NodeObject};
-use crate::resources::{Enforcement, MeshNodeStatus, Mode};
+use crate::resources::{Enforcement, MeshNodeStatus, Mode, NODE_UNREADY};
 
 /// The beginning of labels that a kubelet cannot give its own Node.
 const RESTRICTED: &str = "node-restriction.kubernetes.io/";
@@ -53,6 +53,9 @@ pub struct Record {
     /// What its daemon says of itself.
     #[serde(default)]
     pub progress: Progress,
+    /// What its daemon enforces, once nothing keeps this node from it.
+    #[serde(default)]
+    pub fenced: Option<Enforcement>,
 }
 
 /// What a daemon says of itself in the status of its record.
@@ -182,6 +185,7 @@ impl Record {
             mode: spec.mode,
             epoch: spec.epoch,
             progress: status.map(Progress::of).unwrap_or_default(),
+            fenced: status.and_then(fenced),
         })
     }
 }
@@ -199,6 +203,12 @@ impl Progress {
             latched: status.latched,
         }
     }
+}
+
+fn fenced(status: &MeshNodeStatus) -> Option<Enforcement> {
+    let mut conditions = status.conditions.iter();
+    let is_unready = conditions.any(|condition| condition.reason == NODE_UNREADY);
+    status.enforcement.filter(|_| !is_unready)
 }
 
 /// Whether the Node of this very `name` and `uid` is an owner.

@@ -36,7 +36,7 @@ pub struct Feed {
     changes: signal::Receiver<u64>,
     /// When [`Feed::changed`] first saw the change that it is gathering.
     gathering: Option<Instant>,
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
 }
 
 /// What a [`Feed`] has read, by which it can be looked at.
@@ -64,8 +64,8 @@ pub struct ResourceHealth {
 /// What tasks share with those who look.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    /// The node whose record is kept whole.
-    pub(crate) node: NodeName,
+    /// The node whose record is kept whole, if there is one.
+    node: Option<NodeName>,
     store: Mutex<Store>,
     pub(crate) changes: signal::Sender<u64>,
     /// Counts changes of this node's own Node and record.
@@ -101,32 +101,40 @@ impl Feed {
     /// Follows the API by `client`. `node` is this node: its record is kept whole, so that a
     /// [`Publisher`](crate::Publisher) sees what others made of it. Runs on the current tokio runtime.
     pub fn start(client: &Client, node: &NodeName) -> Self {
+        let mut feed = Self::empty(Some(node.clone()));
+        feed.follow_too(kinds::Nodes, client);
+        feed.follow_too(kinds::Records, client);
+        feed.follow_too(kinds::Meshes, client);
+        feed.follow_too(kinds::ApiServers, client);
+        feed
+    }
+
+    /// Follows what the daemons publish, and nothing else.
+    pub(crate) fn of_records(client: &Client) -> Self {
+        let mut feed = Self::empty(None);
+        feed.follow_too(kinds::Records, client);
+        feed
+    }
+
+    fn empty(node: Option<NodeName>) -> Self {
         let (changes, receiver) = signal::channel(0);
         let shared = Arc::new(Shared {
-            node: node.clone(),
+            node,
             store: Mutex::default(),
             changes,
             own_changes: signal::channel(0).0,
         });
-        let mut tasks = JoinSet::new();
-        tasks.spawn(watch::follow(kinds::Nodes, client.clone(), shared.clone()));
-        tasks.spawn(watch::follow(
-            kinds::Records,
-            client.clone(),
-            shared.clone(),
-        ));
-        tasks.spawn(watch::follow(kinds::Meshes, client.clone(), shared.clone()));
-        tasks.spawn(watch::follow(
-            kinds::ApiServers,
-            client.clone(),
-            shared.clone(),
-        ));
         Self {
             shared,
             changes: receiver,
             gathering: None,
-            _tasks: tasks,
+            tasks: JoinSet::new(),
         }
+    }
+
+    fn follow_too<K: kinds::Kind>(&mut self, kind: K, client: &Client) {
+        let following = watch::follow(kind, client.clone(), self.shared.clone());
+        self.tasks.spawn(following);
     }
 
     /// Waits until what the API says has changed. A burst of events is one change. Nothing is lost
@@ -164,7 +172,8 @@ impl Feed {
     /// and all names are told again until [`Feed::look`] was asked for everything.
     pub fn follow(&mut self, view: &mut View) -> Option<BTreeMap<String, Before>> {
         let mut store = self.shared.store();
-        if view.differs_in_more_than_nodes(&store.view, self.shared.node.as_str()) {
+        let own = self.shared.node.as_ref().map_or("", NodeName::as_str);
+        if view.differs_in_more_than_nodes(&store.view, own) {
             return None;
         }
         let names = std::mem::take(&mut store.changed_nodes);
@@ -230,6 +239,11 @@ impl Deref for Current {
 }
 
 impl Shared {
+    /// Whether this is the name of the node whose record is kept whole.
+    fn is_own(&self, name: &str) -> bool {
+        (self.node.as_ref()).is_some_and(|node| node.as_str() == name)
+    }
+
     pub(crate) fn store(&self) -> MutexGuard<'_, Store> {
         // Nothing panics while it is held; if something did, what is there is still what was read.
         self.store.lock().unwrap_or_else(PoisonError::into_inner)

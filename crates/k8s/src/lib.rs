@@ -37,6 +37,7 @@ mod resources;
 mod settings;
 mod snapshot;
 mod stage;
+mod starting;
 mod trust;
 
 pub use access::{Access, AccessError, Client, connect};
@@ -53,9 +54,10 @@ pub use proposal::{Proposal, configured};
 pub use publisher::{Event, Foreign, Holds, PublishReport, Publisher, Severity, Stated};
 pub use resources::{
     Condition, ConditionType, Enforcement, Exceptions, GROUP, MESH, Mesh, MeshNode, MeshNodeSpec,
-    MeshNodeStatus, MeshSpec, Mode, RulePriorities, VERSION,
+    MeshNodeStatus, MeshSpec, Mode, NODE_UNREADY, RulePriorities, VERSION,
 };
 pub use settings::{Excepted, Settings, SettingsError};
 pub use snapshot::{Snapshot, SnapshotError};
 pub use stage::{Holdup, Holdups, Missing, Own, Stage};
+pub use starting::{STARTING, Started, Starting};
 pub use trust::{Distrust, Identity};

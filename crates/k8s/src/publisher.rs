@@ -107,6 +107,7 @@ struct Wanted {
 
 #[derive(Debug)]
 struct Mine {
+    node: NodeName,
     wanted: signal::Sender<Option<Wanted>>,
     events: Mutex<Events>,
     more_events: tokio::sync::Notify,
@@ -114,12 +115,13 @@ struct Mine {
 }
 
 impl Publisher {
-    /// Keeps the record of the node that `feed` was started for. Nothing is written before the
-    /// first [`Publisher::want`], before `hold` is over, which keeps daemons that start in a loop from
+    /// Keeps the record of the node that `feed` was started for, which is this one. Nothing is written before
+    /// the first [`Publisher::want`], before `hold` is over, which keeps daemons that start in a loop from
     /// writing an epoch each time, and before the feed has this node. Runs on the current tokio
     /// runtime.
-    pub fn start(client: &Client, feed: &Feed, hold: Duration) -> Self {
+    pub fn start(client: &Client, feed: &Feed, node: &NodeName, hold: Duration) -> Self {
         let mine = Arc::new(Mine {
+            node: node.clone(),
             wanted: signal::channel(None).0,
             events: Mutex::default(),
             more_events: tokio::sync::Notify::new(),
@@ -127,9 +129,9 @@ impl Publisher {
         });
         let mut tasks = JoinSet::new();
         let shared = feed.shared();
-        tasks.spawn(publish(client.clone(), shared.clone(), mine.clone(), hold));
+        tasks.spawn(publish(client.clone(), shared, mine.clone(), hold));
         tasks.spawn(try_foreign(client.clone(), mine.clone()));
-        tasks.spawn(events::tell(client.clone(), shared, mine.clone()));
+        tasks.spawn(events::tell(client.clone(), mine.clone()));
         Self {
             mine,
             _tasks: tasks,
@@ -203,11 +205,11 @@ async fn publish(client: Client, shared: Arc<Shared>, mine: Arc<Mine>, hold: Dur
         let own_change = *own_changes.borrow_and_update();
         let want = wanted.borrow_and_update().clone();
         let next = want.map(|want| {
-            let seen = seen(&shared, acknowledged.as_ref(), own_change);
+            let seen = seen(&shared, &mine.node, acknowledged.as_ref(), own_change);
             let want = with_identity(want, &mine.report().foreign, &seen);
             step(
                 &want,
-                &shared.node,
+                &mine.node,
                 &seen,
                 &pace,
                 Instant::now(),
@@ -227,11 +229,11 @@ async fn publish(client: Client, shared: Arc<Shared>, mine: Arc<Mine>, hold: Dur
             Some(Step::Wait(until)) => Some(Err(until)),
             Some(Step::Spec(object)) => {
                 pace.spec_written(Instant::now());
-                Some(Ok(write(&client, &shared.node, "", object).await))
+                Some(Ok(write(&client, &mine.node, "", object).await))
             }
             Some(Step::Status(object)) => {
                 pace.status_written(Instant::now());
-                Some(Ok(write(&client, &shared.node, "/status", object).await))
+                Some(Ok(write(&client, &mine.node, "/status", object).await))
             }
         };
         let until = match result {
@@ -277,7 +279,12 @@ struct Acknowledged {
 
 /// What is known of the record: by the feed, or by what the server said to the last write where the
 /// feed has not heard of that yet.
-fn seen(shared: &Shared, acknowledged: Option<&Acknowledged>, own_change: u64) -> Seen {
+fn seen(
+    shared: &Shared,
+    node: &NodeName,
+    acknowledged: Option<&Acknowledged>,
+    own_change: u64,
+) -> Seen {
     let store = shared.store();
     let record = match (&store.own, acknowledged) {
         (None, Some(acknowledged)) if acknowledged.own_change == own_change => {
@@ -288,7 +295,7 @@ fn seen(shared: &Shared, acknowledged: Option<&Acknowledged>, own_change: u64) -
     };
     let nodes = store.view.nodes.as_ref();
     Seen {
-        node: nodes.map(|nodes| nodes.get(shared.node.as_str()).map(|node| node.uid.clone())),
+        node: nodes.map(|nodes| nodes.get(node.as_str()).map(|node| node.uid.clone())),
         nodes: nodes.map_or(0, BTreeMap::len),
         record: store.view.records.is_some().then_some(record),
     }

@@ -351,6 +351,10 @@ pub struct MeshNodeStatus {
     pub conditions: Vec<Condition>,
 }
 
+/// The reason of a condition [`ConditionType::Ready`] that is `False` since this node itself is not as it should
+/// be, whoever it has reached.
+pub const NODE_UNREADY: &str = "NodeUnready";
+
 /// The types of [`MeshNodeStatus::conditions`]. Each is `True` when all is well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ConditionType {

@@ -527,6 +527,7 @@ fn record(uid: &str, key: usize) -> Record {
         mode: Mode::Route,
         epoch: 1,
         progress: Progress::default(),
+        fenced: None,
     }
 }
 

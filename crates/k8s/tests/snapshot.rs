@@ -127,6 +127,7 @@ fn snapshot() -> Snapshot {
             unreached: Some(Vec::new()),
             ..Progress::default()
         },
+        fenced: None,
     };
     let mesh = MeshSpec {
         pod_prefixes: vec!["10.244.0.0/16".to_owned()],

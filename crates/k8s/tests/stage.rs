@@ -341,6 +341,7 @@ fn record(name: &str, expected: u32, unreached: Option<&[&str]>) -> Record {
             unreached: unreached.map(|names| names.iter().map(ToString::to_string).collect()),
             ..Progress::default()
         },
+        fenced: None,
     }
 }
 

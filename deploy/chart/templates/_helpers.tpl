@@ -26,3 +26,15 @@ enforced
 {{- fail (printf "Kubernetes %s does not tell the daemons of different nodes apart: whoever takes one node over could write the records of all and take their traffic. Upgrade to 1.30 or newer, or set acceptSharedIdentity=true to install it all the same." .Capabilities.KubeVersion.Version) -}}
 {{- end -}}
 {{- end }}
+
+{{/* Variables of a container that say where the API server is, if somebody has set that. */}}
+{{- define "warren.api" -}}
+{{- with .Values.api.host }}
+- name: KUBERNETES_SERVICE_HOST
+  value: {{ . | quote }}
+{{- end }}
+{{- with .Values.api.port }}
+- name: KUBERNETES_SERVICE_PORT
+  value: {{ . | quote }}
+{{- end }}
+{{- end }}

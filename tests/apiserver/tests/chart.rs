@@ -3,16 +3,18 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::core::v1::{Node, ServiceAccount};
-use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt as _};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use warren_k8s::{Enforcement, Mesh};
+use warren_k8s::{Enforcement, Mesh, NODE_UNREADY, STARTING};
 use warren_tests_apiserver::{
-    Cluster, Daemon, NAMESPACE, crds, deploy, eventually, manifests, object,
+    Cluster, Daemon, NAMESPACE, Options, Server, crds, deploy, eventually, is_forbidden, manifests,
+    object,
 };
 use warren_tests_lab::built;
 
@@ -48,6 +50,11 @@ const SETS: &[&[&str]] = &[
     ],
     &["mesh.spec.enforcement=Strict", "mesh.spec.mode=Overlay"],
     &["security.privileged=true", "http.address=[::1]:9586"],
+    &[
+        "startupTaint.enabled=true",
+        "startupTaint.nodeSelector.role=control",
+        "api.port=6443",
+    ],
 ];
 
 #[test]
@@ -271,23 +278,8 @@ async fn the_hook_waits_until_every_daemon_has_removed_what_it_made() {
             cluster.apply(hook).await.expect("rights of the hook");
         }
     }
-    let accounts: Api<ServiceAccount> = Api::namespaced(cluster.admin.clone(), NAMESPACE);
-    let answer = accounts
-        .create_token_request(
-            "warren-remove",
-            &PostParams::default(),
-            &TokenRequest::default(),
-        )
-        .await;
-    let token = answer.expect("a token").status.expect("it is there").token;
-    let kubeconfig = cluster.server.kubeconfig("warren-remove", &token);
-    let warren = |arguments: &[&str]| {
-        let mut command = Command::new(built("warren"));
-        command.arg("cluster").args(arguments);
-        command.arg("--kubeconfig").arg(&kubeconfig);
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        command
-    };
+    let (token, kubeconfig) = account(&cluster, "warren-remove").await;
+    let warren = |arguments: &[&str]| warren(arguments, &kubeconfig);
 
     let nothing = warren(&["remove"]).output().expect("warren");
     assert!(nothing.status.success(), "{}", said(&nothing));
@@ -382,6 +374,9 @@ fn a_server_that_does_not_tell_nodes_apart_is_refused_unless_that_is_accepted() 
         !text.contains("ValidatingAdmissionPolicy"),
         "it is not served"
     );
+    let set = ["acceptSharedIdentity=true", "startupTaint.enabled=true"];
+    let refused = template(NAMESPACE, &set, &old);
+    assert!(said(&refused).contains("startupTaint.enabled is true"));
     // Vendors add to the version.
     let vendor = template(NAMESPACE, &[], &["--kube-version", "v1.30.0-eks-1"]);
     assert!(vendor.status.success(), "{}", said(&vendor));
@@ -409,6 +404,7 @@ fn values_that_cannot_work_are_refused_by_name() {
         ("state.hostPath=/var/../etc", "hostPath"),
         ("security.seLinuxType=a:b", "seLinuxType"),
         ("security.sysNice=perhaps", "sysNice"),
+        ("startupTaint.enabled=1", "enabled"),
         ("maxUnavailable=0", "maxUnavailable"),
         ("uninstall.timeoutSeconds=1", "timeoutSeconds"),
         ("nodeSelector.a=1", "nodeSelector"),
@@ -422,6 +418,149 @@ fn values_that_cannot_work_are_refused_by_name() {
             "{set}: {sentence}"
         );
     }
+}
+
+/// A kubelet that registers with a taint has nothing on its node before the fence stands there.
+#[tokio::test]
+async fn the_taint_of_a_new_node_goes_once_its_daemon_is_at_work_and_nothing_else_of_it() {
+    // Other tests look at all nodes of theirs.
+    let server = Server::start(Options::default()).await;
+    let cluster = Cluster::bare(Arc::new(server));
+    cluster.install().await;
+    let kubeconfig = starter(&cluster).await;
+    let unready = joined(&cluster, "starting-a", true).await;
+    let ready = joined(&cluster, "starting-b", true).await;
+    taint(&cluster, "starting-a").await;
+    taint(&cluster, "starting-b").await;
+    // Where a TUN is missing the fence may be, too.
+    tell(&unready, "Strict", "False", NODE_UNREADY).await;
+    report(&ready, "Staged").await;
+
+    let mut starting = warren(&["untaint"], &kubeconfig).spawn().expect("warren");
+    let taints = async |name: &'static str| {
+        let nodes: Api<Node> = Api::all(cluster.admin.clone());
+        let node = nodes.get(name).await.expect("it is there");
+        let taints = node.spec.and_then(|spec| spec.taints).unwrap_or_default();
+        let keys = taints.into_iter().map(|taint| taint.key);
+        keys.collect::<Vec<String>>()
+    };
+    eventually("it is gone from the one that is ready", || async {
+        taints("starting-b").await == ["other"]
+    })
+    .await;
+    // Its turn came before, if it had one.
+    assert_eq!(taints("starting-a").await, [STARTING, "other"]);
+    // A peer that nobody reaches keeps no pod from its node.
+    tell(&unready, "Strict", "False", "PeersUnready").await;
+    eventually("it is gone from the other", || async {
+        taints("starting-a").await == ["other"]
+    })
+    .await;
+
+    assert!(starting.try_wait().expect("a child").is_none(), "it stays");
+    let pid = Pid::from_child(&starting);
+    kill_process(pid, Signal::TERM).expect("it runs");
+    let done = starting.wait_with_output().expect("warren");
+    assert!(done.status.success(), "{}", said(&done));
+    let told = String::from_utf8_lossy(&done.stdout).into_owned();
+    let expected = format!("starting-b: its mesh is Staged; the taint {STARTING} is gone\n");
+    assert!(told.starts_with(&expected), "{told}{}", said(&done));
+}
+
+#[tokio::test]
+async fn whoever_takes_the_taint_away_can_do_nothing_else_to_a_node() {
+    let cluster = Cluster::shared().await;
+    starter(&cluster).await;
+    let name = "starting-victim";
+    cluster.node(name, &[]).await;
+    taint(&cluster, name).await;
+    let (token, _) = account(&cluster, "warren-starting").await;
+    let nodes: Api<Node> = Api::all(cluster.server.client(&token));
+    let other = json!({"key": "other", "effect": "NoExecute"});
+    let starting = json!({"key": STARTING, "effect": "NoSchedule"});
+    let evil = json!({"key": "evil", "effect": "NoExecute"});
+    for (change, why) in [
+        (json!({"spec": {"taints": []}}), "taints"),
+        (json!({"spec": {"taints": [starting]}}), "taints"),
+        (json!({"spec": {"taints": [other, evil]}}), "taints"),
+        (
+            json!({"spec": {"taints": [{"key": "other", "effect": "NoSchedule"}]}}),
+            "taints",
+        ),
+        (json!({"spec": {"unschedulable": true}}), "nothing else"),
+        (json!({"spec": {"providerID": "mine"}}), "nothing else"),
+        (json!({"metadata": {"labels": {"a": "b"}}}), "nothing else"),
+        (
+            json!({"metadata": {"annotations": {"a": "b"}}}),
+            "nothing else",
+        ),
+        (
+            json!({"metadata": {"finalizers": ["warren.dev/mine"]}}),
+            "nothing else",
+        ),
+    ] {
+        let patch = Patch::Merge(&change);
+        let patched = nodes.patch(name, &PatchParams::default(), &patch).await;
+        let refused = patched.expect_err("it is refused").to_string();
+        assert!(refused.contains("warren-starting"), "{change}: {refused}");
+        assert!(refused.contains(why), "{change}: {refused}");
+    }
+    let status = Patch::Merge(json!({"status": {"phase": "Running"}}));
+    let patched = (nodes.patch_status(name, &PatchParams::default(), &status)).await;
+    assert!(is_forbidden(&patched.expect_err("it is refused")));
+    let deleted = nodes.delete(name, &DeleteParams::default()).await;
+    assert!(is_forbidden(&deleted.expect_err("it is refused")));
+}
+
+/// What takes the taint away has its rights, and the policy that holds it to them is in force; its kubeconfig.
+async fn starter(cluster: &Cluster) -> PathBuf {
+    for object in rendered(NAMESPACE, &["startupTaint.enabled=true"]) {
+        let kind = object.types.as_ref().map(|types| types.kind.as_str());
+        if object.name_any() == "warren-starting" && kind != Some("Deployment") {
+            cluster.apply(&object).await.expect("its rights");
+        }
+    }
+    let (token, kubeconfig) = account(cluster, "warren-starting").await;
+    let nodes: Api<Node> = Api::all(cluster.server.client(&token));
+    eventually("it may not cordon a node", || async {
+        let cordon = Patch::Merge(json!({"spec": {"unschedulable": true}}));
+        let by = PatchParams::default().dry_run();
+        let refused = nodes.patch("installed", &by, &cordon).await;
+        refused.is_err_and(|error| error.to_string().contains("warren-starting"))
+    })
+    .await;
+    kubeconfig
+}
+
+/// As the kubelet registered it, and somebody else has tainted it, too.
+async fn taint(cluster: &Cluster, name: &str) {
+    let nodes: Api<Node> = Api::all(cluster.admin.clone());
+    let taints = Patch::Merge(json!({"spec": {"taints": [
+        {"key": STARTING, "effect": "NoSchedule"},
+        {"key": "other", "value": "kept", "effect": "NoExecute"},
+    ]}}));
+    let patched = nodes.patch(name, &PatchParams::default(), &taints).await;
+    patched.expect("taints");
+}
+
+/// The token of an account of the chart, and a kubeconfig with it.
+async fn account(cluster: &Cluster, name: &str) -> (String, PathBuf) {
+    let accounts: Api<ServiceAccount> = Api::namespaced(cluster.admin.clone(), NAMESPACE);
+    let by = PostParams::default();
+    let request = TokenRequest::default();
+    let answer = accounts.create_token_request(name, &by, &request).await;
+    let token = answer.expect("a token").status.expect("it is there").token;
+    let kubeconfig = cluster.server.kubeconfig(name, &token);
+    (token, kubeconfig)
+}
+
+/// `warren cluster` with these words, by this kubeconfig.
+fn warren(words: &[&str], kubeconfig: &Path) -> Command {
+    let mut command = Command::new(built("warren"));
+    command.arg("cluster").args(words);
+    command.arg("--kubeconfig").arg(kubeconfig);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
 }
 
 /// A node with a daemon that has published its record.
@@ -441,6 +580,11 @@ async fn joined(cluster: &Cluster, name: &str, is_ready: bool) -> Daemon {
 
 /// A daemon says what it enforces, and that it is well.
 async fn report(daemon: &Daemon, enforcement: &str) {
+    tell(daemon, enforcement, "True", "AllReady").await;
+}
+
+/// A daemon says what it enforces, and whether it is ready.
+async fn tell(daemon: &Daemon, enforcement: &str, ready: &str, reason: &str) {
     let status = json!({
         "apiVersion": "mesh.warren.dev/v1alpha1",
         "kind": "MeshNode",
@@ -449,8 +593,8 @@ async fn report(daemon: &Daemon, enforcement: &str) {
             "enforcement": enforcement,
             "conditions": [{
                 "type": "Ready",
-                "status": "True",
-                "reason": "AllReady",
+                "status": ready,
+                "reason": reason,
                 "message": "",
                 "lastTransitionTime": "2026-11-21T12:00:00Z",
             }],

@@ -309,9 +309,10 @@ async fn publishing_in(cluster: Cluster, daemon: Daemon, hold: Duration) -> Publ
     let client = connect(&daemon.access(&cluster))
         .await
         .expect("a kubeconfig");
-    let mut feed = Feed::start(&client, &daemon.node.parse().expect("a name"));
+    let node = daemon.node.parse().expect("a name");
+    let mut feed = Feed::start(&client, &node);
     synced(&mut feed).await;
-    let publisher = Publisher::start(&client, &feed, hold);
+    let publisher = Publisher::start(&client, &feed, &node, hold);
     Publishing {
         cluster,
         daemon,

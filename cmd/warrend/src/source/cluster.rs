@@ -148,7 +148,7 @@ impl ClusterSource {
         let (memory, hold) = Memory::load(node.clone(), state)?;
         let client: Client = connect(access).await?;
         let feed = Feed::start(&client, &node);
-        let publisher = Publisher::start(&client, &feed, hold);
+        let publisher = Publisher::start(&client, &feed, &node, hold);
         let believed = memory.view().cloned();
         if believed.is_some() {
             tracing::info!("what the API said last is in force until it answers");

@@ -6,7 +6,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
-use warren_mesh::NodeName;
 
 use super::Store;
 use crate::facts::{NodeFacts, Record, RecordError};
@@ -38,13 +37,9 @@ pub(super) trait Kind: Debug + Send + Sync + 'static {
     /// Where to change it.
     fn slot(store: &mut Store) -> &mut Option<BTreeMap<String, Self::Item>>;
 
-    /// An object was read, whether what is kept of it changed or not.
-    fn seen(
-        _store: &mut Store,
-        _node: &NodeName,
-        _name: &str,
-        _object: Option<Self::Object>,
-    ) -> bool {
+    /// The object of this node was read, whether what is kept of it changed or not. Answers whether somebody
+    /// waits for it.
+    fn own_seen(_store: &mut Store, _object: Option<Self::Object>) -> bool {
         false
     }
 
@@ -77,8 +72,8 @@ impl Kind for Nodes {
         &mut Arc::make_mut(&mut store.view).nodes
     }
 
-    fn seen(_: &mut Store, node: &NodeName, name: &str, _: Option<NodeObject>) -> bool {
-        name == node.as_str()
+    fn own_seen(_: &mut Store, _: Option<NodeObject>) -> bool {
+        true
     }
 
     fn settle(store: &mut Store, names: impl Iterator<Item = String>) {
@@ -111,17 +106,9 @@ impl Kind for Records {
         &mut Arc::make_mut(&mut store.view).records
     }
 
-    fn seen(
-        store: &mut Store,
-        node: &NodeName,
-        name: &str,
-        object: Option<MeshNodeObject>,
-    ) -> bool {
-        let own = name == node.as_str();
-        if own {
-            store.own = object;
-        }
-        own
+    fn own_seen(store: &mut Store, object: Option<MeshNodeObject>) -> bool {
+        store.own = object;
+        true
     }
 
     fn settle(store: &mut Store, names: impl Iterator<Item = String>) {

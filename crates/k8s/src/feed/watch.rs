@@ -248,7 +248,6 @@ impl<K: Kind> Follower<K> {
     /// A whole list has arrived: what is not in it is gone.
     fn arrived(&mut self, arriving: Arriving<K>, version: String) {
         let Arriving { items, own } = arriving;
-        let node = &self.shared.node;
         let mut store = self.shared.store();
         let changed = K::items(&store) != Some(&items);
         if changed {
@@ -257,7 +256,7 @@ impl<K: Kind> Follower<K> {
             let names = differing(&before.unwrap_or_default(), after);
             K::settle(&mut store, names.into_iter());
         }
-        let own = K::seen(&mut store, node, node.as_str(), own);
+        let own = self.shared.node.is_some() && K::own_seen(&mut store, own);
         drop(store);
         self.resume = Some(version);
         self.paged = true;
@@ -305,7 +304,7 @@ impl<K: Kind> Follower<K> {
             slot.get_or_insert_default().insert(name.clone(), item);
             K::settle(&mut store, std::iter::once(name.clone()));
         }
-        let own = K::seen(&mut store, &self.shared.node, &name, Some(object));
+        let own = self.shared.is_own(&name) && K::own_seen(&mut store, Some(object));
         drop(store);
         self.told(changed, own);
         Ok(resource_version)
@@ -325,7 +324,7 @@ impl<K: Kind> Follower<K> {
             slot.get_or_insert_default().remove(&name);
             K::settle(&mut store, std::iter::once(name.clone()));
         }
-        let own = K::seen(&mut store, &self.shared.node, &name, None);
+        let own = self.shared.is_own(&name) && K::own_seen(&mut store, None);
         drop(store);
         self.told(changed, own);
         resource_version
@@ -351,7 +350,7 @@ impl<K: Kind> Arriving<K> {
 
     fn add(&mut self, shared: &Shared, object: K::Object) -> Result<(), Failure> {
         let name = K::metadata(&object).name.clone();
-        let own = name == shared.node.as_str();
+        let own = shared.is_own(&name);
         self.items.insert(name, K::read(&object));
         if own {
             self.own = Some(object);

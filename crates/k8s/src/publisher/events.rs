@@ -13,7 +13,6 @@ use tokio::time;
 use super::{MANAGER, Mine, bytes};
 use crate::access::Client;
 use crate::backoff::Backoff;
-use crate::feed::Shared;
 use crate::objects::Metadata;
 
 /// Events that wait to be told. When it is full the newest is dropped.
@@ -101,7 +100,7 @@ impl Events {
 }
 
 /// Tells what waits, one by one, for ever.
-pub(super) async fn tell(client: Client, shared: Arc<Shared>, mine: Arc<Mine>) {
+pub(super) async fn tell(client: Client, mine: Arc<Mine>) {
     let mut backoff = Backoff::default();
     let mut wanted = mine.wanted.subscribe();
     loop {
@@ -119,7 +118,7 @@ pub(super) async fn tell(client: Client, shared: Arc<Shared>, mine: Arc<Mine>) {
         };
         loop {
             let told = mine.events().told(&event);
-            match write(&client, shared.node.as_str(), &uid, &event, count, told).await {
+            match write(&client, mine.node.as_str(), &uid, &event, count, told).await {
                 Ok(told) => {
                     backoff.reset();
                     mine.events().remember(told);

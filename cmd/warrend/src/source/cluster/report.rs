@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use warren_control::status;
 use warren_k8s::{
-    ConditionType, Distrust, Enforcement, Holds, MeshNodeSpec, Mode, NodeFacts, Progress, Stage,
-    Stated, configured,
+    ConditionType, Distrust, Enforcement, Holds, MeshNodeSpec, Mode, NODE_UNREADY, NodeFacts,
+    Progress, Stage, Stated, configured,
 };
 use warren_mesh::{NodeName, Place, Plan, Severity};
 
@@ -104,7 +104,7 @@ impl ClusterSource {
         };
         self.reported.progress = Progress::default();
         let mut conditions = BTreeMap::from([
-            (ConditionType::Ready, not("NodeUnready")),
+            (ConditionType::Ready, not(NODE_UNREADY)),
             (ConditionType::Synced, self.synced()),
         ]);
         if let Some(view) = &self.believed {
@@ -190,7 +190,7 @@ impl ClusterSource {
         conditions.insert(
             ConditionType::Ready,
             match why {
-                Some(why) => stated(Holds::False, "NodeUnready", why),
+                Some(why) => stated(Holds::False, NODE_UNREADY, why),
                 None if peers_ready < peers_expected => stated(
                     Holds::False,
                     "PeersUnready",

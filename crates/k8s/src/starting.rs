@@ -1,0 +1,182 @@
+//! The taint with which nodes start, and its end.
+//!
+//! A kubelet that registers its Node with [`STARTING`] gets no pods but those that tolerate it. Whoever runs
+//! [`Starting`] takes it away once the node's daemon has said that its fence stands: until then a pod's
+//! traffic could leave in the clear.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use http::Method;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::{Value, json};
+use tokio::time;
+
+use crate::access::{Client, Failure};
+use crate::backoff::Backoff;
+use crate::feed::Feed;
+use crate::objects::Metadata;
+use crate::resources::Enforcement;
+
+/// The key of the taint. Its effect and value are the operator's.
+pub const STARTING: &str = "mesh.warren.dev/starting";
+
+/// Between two looks whether the daemons are heard, where they say nothing.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Follows all daemons, and takes the taint from the Nodes of those that are at work.
+#[derive(Debug)]
+pub struct Starting {
+    client: Client,
+    feed: Feed,
+    /// The uid of each Node that was seen without the taint: it does not come back, since a kubelet sets it
+    /// where it makes the Node alone.
+    started: BTreeMap<String, String>,
+    /// Why the daemons are not heard, as it was said last.
+    deaf: Option<String>,
+    /// Those that failed, whose turn comes after all others.
+    failed: BTreeSet<String>,
+    backoff: Backoff,
+}
+
+/// What has come of it.
+#[derive(Debug)]
+pub enum Started {
+    /// The taint is gone from this Node.
+    Node {
+        /// Its name.
+        name: String,
+        /// What its daemon enforces.
+        enforcement: Enforcement,
+    },
+    /// Why it could not be taken from one, or nobody knows from whom, in a sentence. It is tried again.
+    Failed(String),
+}
+
+/// What of a `Node` is read.
+#[derive(Deserialize)]
+struct Tainted {
+    metadata: Metadata,
+    #[serde(default)]
+    spec: Spec,
+}
+
+#[derive(Deserialize, Default)]
+struct Spec {
+    /// Whole, since they are written back.
+    #[serde(default)]
+    taints: Vec<Value>,
+}
+
+impl Starting {
+    /// Follows the API by `client`, on the current tokio runtime.
+    pub fn follow(client: &Client) -> Self {
+        Self {
+            client: client.clone(),
+            feed: Feed::of_records(client),
+            started: BTreeMap::new(),
+            deaf: None,
+            failed: BTreeSet::new(),
+            backoff: Backoff::default(),
+        }
+    }
+
+    /// Waits for the next one.
+    pub async fn next(&mut self) -> Started {
+        loop {
+            while let Some((name, uid, enforcement)) = self.waiting() {
+                match self.client.start(&name, &uid).await {
+                    Ok(was_tainted) => {
+                        self.backoff.reset();
+                        self.started.insert(name.clone(), uid);
+                        if was_tainted {
+                            return Started::Node { name, enforcement };
+                        }
+                    }
+                    Err(failure) => {
+                        let sentence = format!("Node {name}: {}", failure.sentence());
+                        self.failed.insert(name);
+                        self.backoff.wait(failure.retry_after()).await;
+                        return Started::Failed(sentence);
+                    }
+                }
+            }
+            if time::timeout(LOOK, self.feed.changed()).await.is_err() {
+                let health = self.feed.health();
+                let deaf = health.0.into_values().find_map(|records| records.error);
+                if self.deaf != deaf {
+                    self.deaf.clone_from(&deaf);
+                    if let Some(sentence) = deaf {
+                        return Started::Failed(sentence);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A node whose daemon is at work and of whose taint nothing is known.
+    fn waiting(&mut self) -> Option<(String, String, Enforcement)> {
+        let view = self.feed.view();
+        let records = view.records.as_ref()?;
+        self.started.retain(|name, _| records.contains_key(name));
+        let waiting = records.iter().filter_map(|(name, record)| {
+            let record = record.as_ref().ok()?;
+            let enforcement = record.fenced?;
+            let is_new = self.started.get(name) != Some(&record.node_uid);
+            is_new.then(|| (name.clone(), record.node_uid.clone(), enforcement))
+        });
+        let mut waiting = waiting.peekable();
+        let any = waiting.peek().cloned();
+        if let Some(new) = waiting.find(|(name, ..)| !self.failed.contains(name)) {
+            return Some(new);
+        }
+        self.failed.clear();
+        any
+    }
+}
+
+impl Client {
+    /// Takes the taint from the Node of this name and uid; whether it had it. Others stay.
+    async fn start(&self, name: &str, uid: &str) -> Result<bool, Failure> {
+        let uri = format!("/api/v1/nodes/{name}");
+        loop {
+            let node = match self.get::<Tainted>(&uri).await {
+                Ok(node) if node.metadata.uid == uid => node,
+                // The record of another Node goes with it.
+                Ok(_) => return Ok(false),
+                Err(failure) if failure.code() == Some(404) => return Ok(false),
+                Err(failure) => return Err(failure),
+            };
+            let before = node.spec.taints;
+            let after: Vec<&Value> = (before.iter())
+                .filter(|taint| taint["key"] != STARTING)
+                .collect();
+            if after.len() == before.len() {
+                return Ok(false);
+            }
+            // Others taint it, too, and nothing of theirs is undone.
+            let change = json!([
+                {"op": "test", "path": "/metadata/uid", "value": uid},
+                {"op": "test", "path": "/spec/taints", "value": before},
+                {"op": "replace", "path": "/spec/taints", "value": after},
+            ]);
+            let kind = "application/json-patch+json";
+            let to = format!("{uri}?fieldManager=warren");
+            let sent = self.send(Method::PATCH, &to, kind, change.to_string().into_bytes());
+            match sent.await {
+                Ok(IgnoredAny) => return Ok(true),
+                Err(failure) if failure.code() == Some(409) => {}
+                // A test that fails is answered by this; so is what the server does not like at all, which
+                // the next look tells apart.
+                Err(failure) if failure.code() == Some(422) && !failure.lacks_right() => {
+                    let now = self.get::<Tainted>(&uri).await?;
+                    if now.spec.taints == before && now.metadata.uid == uid {
+                        return Err(failure);
+                    }
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+}
