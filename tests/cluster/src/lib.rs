@@ -15,9 +15,11 @@
 //! shut for one node alone.
 
 mod lab;
+mod played;
 mod way;
 
 pub use lab::{ASKED_AGAIN, Cni, Lab, Node, PODS, check_reverse_paths_loosely, prefixes_of};
+pub use played::Played;
 pub use warren_tests_lab::patiently;
 pub use warren_tests_mesh::{Arrivals, Daemon, Flood, Flow, Host, Seen, Wiretap, warren};
 pub use way::Way;

@@ -29,6 +29,7 @@ const SHARED: &[(&str, &str)] = &[
     ("tests/", "tests/lab"),
     ("tests/cluster", "tests/apiserver"),
     ("tests/cluster", "tests/mesh"),
+    ("tests/cluster", "tests/simulation"),
     ("benches/", "benches"),
 ];
 
