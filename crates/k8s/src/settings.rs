@@ -22,8 +22,6 @@ pub struct Settings {
     pub allowed_endpoints: Vec<IpNet>,
     /// Nodes that stay outside.
     pub excepted: Excepted,
-    /// Every daemon is to take away what it made. The enforcement is permissive then.
-    pub removed: bool,
 }
 
 /// Nodes that stay outside the mesh.
@@ -79,6 +77,7 @@ impl Settings {
             enforcement: match spec.enforcement {
                 Enforcement::Strict => warren_mesh::Enforcement::Strict,
                 Enforcement::Staged => warren_mesh::Enforcement::Staged,
+                // Of one that is to be gone nothing is planned.
                 Enforcement::Permissive | Enforcement::Removed => {
                     warren_mesh::Enforcement::Permissive
                 }
@@ -98,7 +97,6 @@ impl Settings {
             keepalive: (spec.keepalive_seconds > 0).then_some(spec.keepalive_seconds),
             allowed_endpoints: prefixes("allowedEndpointCIDRs", &spec.allowed_endpoint_cidrs)?,
             excepted: Excepted::of(&spec.exceptions),
-            removed: spec.enforcement == Enforcement::Removed,
         })
     }
 

@@ -15,7 +15,7 @@ use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use warren_control::status::Status;
-use warren_k8s::{Access, Mesh, MeshNode};
+use warren_k8s::{Access, Enforcement, Mesh, MeshNode};
 use warren_tests_apiserver::{Cluster, Options, Server, object};
 use warren_tests_lab::patiently;
 use warren_tests_mesh::{Daemon, Host, Seen, Wiretap, listen, warrend};
@@ -185,6 +185,15 @@ impl Lab {
                     && condition.status == "False"
                     && condition.message.contains(why)
             })
+        });
+    }
+
+    /// Waits until the record of this node says that nothing of Warren is left there.
+    #[track_caller]
+    pub fn until_removed(&self, name: &str) {
+        patiently("its record says so", AT_ONCE, || {
+            let status = self.record(name).and_then(|record| record.status);
+            status.and_then(|status| status.enforcement) == Some(Enforcement::Removed)
         });
     }
 

@@ -582,6 +582,10 @@ impl ClusterSource {
         view: &View,
         host: &mut Host,
     ) -> Result<Outcome, Vec<String>> {
+        // It asks for nothing else: also what never could be set up can be taken away.
+        if is_removal(spec) {
+            return Ok(Outcome::Removed);
+        }
         let one = |error: &dyn std::fmt::Display| vec![error.to_string()];
         let mode = mode(spec, view)?;
         let settings = Settings::of(spec, ETHERNET - AROUND_V6, mode);
@@ -589,9 +593,6 @@ impl ClusterSource {
         let Some(identity) = self.memory.identity() else {
             return Err(vec![self.waiting()]);
         };
-        if settings.removed {
-            return Ok(Outcome::Removed);
-        }
 
         let own = Own {
             turned: self.memory.is_strict(),
@@ -1010,6 +1011,11 @@ fn mode(spec: &MeshSpec, view: &View) -> Result<Mode, Vec<String>> {
                 .to_owned(),
         ]),
     }
+}
+
+/// The operator wants nothing of Warren on the nodes.
+fn is_removal(spec: &MeshSpec) -> bool {
+    spec.enforcement == warren_k8s::Enforcement::Removed
 }
 
 /// Nobody guesses what an overlay's interface is there for: where the CNI wraps pod traffic past the routes

@@ -139,11 +139,7 @@ fn removed_leaves_nothing_on_any_node_and_says_so() {
     lab.settle(&nodes);
     lab.mesh(json!({"podPrefixes": PODS, "enforcement": "Removed"}));
     for node in &nodes {
-        patiently("its record says so", Duration::from_secs(30), || {
-            let status = lab.record(&node.name).and_then(|record| record.status);
-            let enforcement = status.and_then(|status| status.enforcement);
-            enforcement == Some(warren_k8s::Enforcement::Removed)
-        });
+        lab.until_removed(&node.name);
         let left = node.host.run(
             "ip -o link show type tun
             ip rule show; ip -6 rule show
@@ -162,6 +158,21 @@ fn removed_leaves_nothing_on_any_node_and_says_so() {
     lab.listen();
     nodes[0].talk_to(&nodes[1]);
     lab.assert_closed();
+}
+
+#[test]
+fn what_could_never_be_set_up_can_be_removed() {
+    let lab = Lab::new();
+    let mut node = lab.join_without_prefixes(1);
+    // As the chart makes it.
+    lab.mesh(json!({"enforcement": "Staged"}));
+    node.start();
+    lab.until_unconfigured("n1", "no Node has podCIDRs");
+    lab.mesh(json!({"enforcement": "Removed"}));
+    lab.until_removed("n1");
+    // What refused it before refuses it again.
+    lab.mesh(json!({"enforcement": "Staged"}));
+    lab.until_unconfigured("n1", "no Node has podCIDRs");
 }
 
 #[test]
