@@ -494,9 +494,11 @@ impl Daemon {
             }
             Err(error) => Some(error.to_string()),
         };
+        let refused = self.source.refused().iter();
+        let problems: Vec<String> = failure.iter().chain(refused).cloned().collect();
         let mut facts = self.board.facts();
-        facts.unready.clone_from(&failure);
-        facts.problems = failure.iter().cloned().collect();
+        facts.unready = problems.first().cloned();
+        facts.problems = problems;
         (facts.plan, facts.fence, facts.fences) = (None, None, None);
         drop(facts);
         let (source, _, around) = self.source();

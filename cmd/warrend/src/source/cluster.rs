@@ -48,6 +48,10 @@ const AROUND_V4: u32 = 20 + 8 + 16 + 16;
 /// The same where a peer is reached by IPv6.
 const AROUND_V6: u32 = 40 + 8 + 16 + 16;
 
+/// What to do about a mode that an overlay's interface leaves open.
+const WHICH_MODE: &str = "set it to Overlay if the CNI wraps pod traffic in VXLAN or Geneve, and to Route if it \
+                          routes it";
+
 /// What Kubernetes says of a mesh, and what this node makes of it.
 pub(crate) struct ClusterSource {
     node: NodeName,
@@ -634,9 +638,8 @@ impl ClusterSource {
             tracing::warn!(%error, "what is around the tunnel is not known");
             Surroundings::default()
         });
-        // What was taken once stays taken whatever interface is made on the host.
-        let was_routed = (self.memory.mesh()).is_some_and(|good| good.mode.is_none());
-        if spec.mode.is_none() && mode == Mode::Route && !was_routed {
+        let is_found = spec.mode.is_none() && mode == Mode::Route;
+        if is_found && !was_routed(self.memory.mesh()) {
             no_overlay(&surroundings)?;
         }
         let underlay = Underlay {
@@ -718,6 +721,12 @@ impl ClusterSource {
         self.memory.believes(view, known);
         self.planned = self.began;
         self.larger_behind = larger_behind;
+        let late = made.late_overlay();
+        if let Some(sentence) = &late
+            && late != self.made.as_ref().and_then(Made::late_overlay)
+        {
+            tracing::warn!("{sentence}");
+        }
         self.made = Some(made);
         Aim::Node(Box::new(plan))
     }
@@ -913,6 +922,16 @@ impl ClusterSource {
 }
 
 impl Made {
+    /// What to do about the interface of an overlay that was made after `Route` had been found, which stays.
+    fn late_overlay(&self) -> Option<String> {
+        let is_found = self.finds_mode && self.book.settings().mode == Mode::Route;
+        let interface = (self.surroundings.overlays.first()).filter(|_| is_found)?;
+        Some(format!(
+            "spec.mode of the Mesh is not set, so that Route was taken, and this node has an overlay's interface by \
+             now, {interface}; {WHICH_MODE}"
+        ))
+    }
+
     /// Whether a node that has changed may make more of the plan another than what is about it alone.
     fn is_about_more(
         &self,
@@ -1018,6 +1037,12 @@ fn is_removal(spec: &MeshSpec) -> bool {
     spec.enforcement == warren_k8s::Enforcement::Removed
 }
 
+/// Whether `Route` was found for the Mesh that was good last, and in force: it stays, whatever interface is made
+/// on the host. One that took all away has answered nothing.
+fn was_routed(good: Option<&MeshSpec>) -> bool {
+    good.is_some_and(|good| good.mode.is_none() && !is_removal(good))
+}
+
 /// Nobody guesses what an overlay's interface is there for: where the CNI wraps pod traffic past the routes
 /// `Route` would leave all of it in the clear, and where it does not `Overlay` would.
 fn no_overlay(surroundings: &Surroundings) -> Result<(), Vec<String>> {
@@ -1025,8 +1050,7 @@ fn no_overlay(surroundings: &Surroundings) -> Result<(), Vec<String>> {
         return Ok(());
     };
     Err(vec![format!(
-        "spec.mode of the Mesh is not set, and this node has an overlay's interface, {interface}; set it to \
-         Overlay if the CNI wraps pod traffic in VXLAN or Geneve, and to Route if it routes it"
+        "spec.mode of the Mesh is not set, and this node has an overlay's interface, {interface}; {WHICH_MODE}"
     )])
 }
 
@@ -1064,4 +1088,25 @@ fn rand_seed() -> anyhow::Result<u64> {
     getrandom::fill(&mut seed)
         .map_err(|error| anyhow::anyhow!("the system gave no random bytes: {error}"))?;
     Ok(u64::from_ne_bytes(seed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mode_was_found_only_for_a_mesh_that_was_in_force() {
+        let spec = |mode, enforcement| MeshSpec {
+            mode,
+            enforcement,
+            ..MeshSpec::default()
+        };
+        use warren_k8s::Enforcement::{Permissive, Removed, Staged, Strict};
+        for enforcement in [Permissive, Staged, Strict] {
+            assert!(was_routed(Some(&spec(None, enforcement))));
+            assert!(!was_routed(Some(&spec(Some(Mode::Route), enforcement))));
+        }
+        assert!(!was_routed(Some(&spec(None, Removed))));
+        assert!(!was_routed(None));
+    }
 }

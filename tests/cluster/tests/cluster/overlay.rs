@@ -1,8 +1,13 @@
 //! A CNI that wraps pods' traffic in VXLAN, which is what is encrypted.
 
+use std::time::Duration;
+
 use rustix::process::Signal;
 use serde_json::json;
-use warren_tests_cluster::{Cni, Flood, Flow, Lab, Node, check_reverse_paths_loosely};
+use warren_control::status::Status;
+use warren_tests_cluster::{
+    Cni, Flood, Flow, Lab, Node, PODS, check_reverse_paths_loosely, patiently,
+};
 
 #[test]
 fn an_overlay_s_packets_go_by_the_tunnel_or_not_at_all() {
@@ -59,13 +64,46 @@ fn a_staged_overlay_turns_strict_and_loses_less_than_a_twentieth_of_a_second() {
 #[test]
 fn whether_an_overlay_is_to_be_encrypted_is_asked_and_not_guessed() {
     let lab = Lab::by(Cni::Vxlan);
-    lab.mesh(json!({"podPrefixes": warren_tests_cluster::PODS}));
+    lab.mesh(json!({"podPrefixes": PODS}));
     let mut node = lab.join(1);
     node.start();
     lab.until_unconfigured("n1", "an overlay's interface, vx; set it to Overlay if");
     assert!(node.http("/readyz").starts_with("HTTP/1.1 503"));
-    lab.mesh(json!({"mode": "Route", "podPrefixes": warren_tests_cluster::PODS}));
+    // To take away what it would be is no answer.
+    lab.mesh(json!({"podPrefixes": PODS, "enforcement": "Removed"}));
+    lab.until_removed("n1");
+    lab.mesh(json!({"podPrefixes": PODS, "enforcement": "Strict"}));
+    lab.until_unconfigured("n1", "an overlay's interface, vx; set it to Overlay if");
+    assert!(node.http("/readyz").starts_with("HTTP/1.1 503"));
+    lab.mesh(json!({"mode": "Route", "podPrefixes": PODS}));
     node.until("it goes on", |status| status.unready.is_none());
+}
+
+#[test]
+fn an_overlay_that_is_made_after_the_daemon_has_started_is_told_of() {
+    let lab = Lab::new();
+    lab.mesh(json!({"podPrefixes": PODS}));
+    let mut node = lab.join(1);
+    node.start();
+    node.until("it is a node", |status| status.unready.is_none());
+    let asks = |status: &Status| {
+        let mut problems = status.problems.iter();
+        problems.any(|problem| problem.contains("an overlay's interface by now, vx; set it to"))
+    };
+    assert!(!asks(&node.daemon().status()));
+    node.host
+        .run("ip link add vx type vxlan id 1 dstport 8472 dev eth0");
+    node.until("it tells of it", asks);
+    assert!(node.log().contains("by now, vx"), "{}", node.log());
+    patiently("so does its record", Duration::from_secs(30), || {
+        let status = lab.record("n1").and_then(|record| record.status);
+        let mut conditions = status.into_iter().flat_map(|status| status.conditions);
+        conditions.any(|condition| condition.message.contains("by now, vx"))
+    });
+    // What is in force stays so.
+    assert!(node.http("/readyz").starts_with("HTTP/1.1 200"));
+    lab.mesh(json!({"mode": "Route", "podPrefixes": PODS}));
+    node.until("that is an answer", |status| !asks(status));
 }
 
 #[test]
@@ -81,7 +119,7 @@ fn a_mesh_that_changes_from_overlay_to_route_cuts_no_node_off() {
     for node in &nodes {
         node.until_latched();
     }
-    lab.mesh(json!({"mode": "Route", "podPrefixes": warren_tests_cluster::PODS}));
+    lab.mesh(json!({"mode": "Route", "podPrefixes": PODS}));
     for node in &nodes {
         node.until("pods' prefixes are in the tunnel", |status| {
             let plan = status.plan.iter().flat_map(|section| &section.lines);

@@ -10,7 +10,7 @@ use warren_k8s::{
 use warren_mesh::{NodeName, Place, Plan, Severity};
 
 use super::super::{Around, wall_time};
-use super::{ClusterSource, LargerBehind, proposal};
+use super::{ClusterSource, LargerBehind, Made, proposal};
 
 /// Endpoints that a record may have.
 const ENDPOINTS: usize = 8;
@@ -135,7 +135,12 @@ impl ClusterSource {
                 .unwrap_or("the Mesh says Removed: nothing of Warren is on this node")
                 .to_owned(),
         };
-        self.reported.conditions = BTreeMap::from([(ConditionType::Ready, removed)]);
+        let mut conditions = BTreeMap::from([(ConditionType::Ready, removed)]);
+        // What came after the one that says so.
+        if !self.refused.is_empty() {
+            conditions.insert(ConditionType::Configured, self.unusable());
+        }
+        self.reported.conditions = conditions;
         self.want_without_plan();
         self.post(around);
     }
@@ -210,14 +215,17 @@ impl ClusterSource {
         // Which mode it is all nodes are asked.
         let detected = (self.reported.conditions.get(&ConditionType::Configured))
             .filter(|stated| !is_anew && stated.reason == "ModeDetected");
-        conditions.insert(
-            ConditionType::Configured,
-            match (&self.refused[..], view, detected) {
-                ([], Some(_), Some(detected)) => detected.clone(),
-                ([], Some(view), None) => configured(mesh, Ok(&()), || proposal(view)),
-                (refused, ..) => stated(Holds::False, "Unusable", refused.join("; ")),
-            },
-        );
+        let mut configured = match (&self.refused[..], view, detected) {
+            ([], Some(_), Some(detected)) => detected.clone(),
+            ([], Some(view), None) => configured(mesh, Ok(&()), || proposal(view)),
+            _ => self.unusable(),
+        };
+        if configured.reason == "ModeDetected"
+            && let Some(sentence) = self.made.as_ref().and_then(Made::late_overlay)
+        {
+            configured.message = sentence;
+        }
+        conditions.insert(ConditionType::Configured, configured);
         conditions.insert(ConditionType::Synced, self.synced());
 
         let of_this = |place: &Place| *place == Place::Node(self.node.clone());
@@ -239,6 +247,15 @@ impl ClusterSource {
             },
         );
         conditions
+    }
+
+    /// The Mesh as it is now is refused.
+    fn unusable(&self) -> Stated {
+        Stated {
+            holds: Holds::False,
+            reason: "Unusable".to_owned(),
+            message: self.refused.join("; "),
+        }
     }
 
     /// Whether what the API says is believed.
@@ -343,6 +360,7 @@ impl ClusterSource {
                  most that, or their large packets are refused until they have learnt it"
             ));
         }
+        complaints.extend(self.made.as_ref().and_then(Made::late_overlay));
         let findings = || self.made.iter().flat_map(|made| made.book.findings());
         let count = findings().count();
         complaints.extend(findings().take(NAMED).map(ToString::to_string));
