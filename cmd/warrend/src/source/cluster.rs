@@ -38,7 +38,7 @@ const ETHERNET: u32 = 1500;
 /// never rests takes a tenth of a core.
 const REST: u32 = 9;
 /// But no longer than this, so that a new node is reached within a second.
-const PAUSE_MAX: Duration = Duration::from_millis(500);
+const REST_MAX: Duration = Duration::from_millis(500);
 /// After so long without a plan of all nodes there is one, in case that what is kept node by node went wrong.
 const CHECK: Duration = Duration::from_secs(300);
 /// A peer with a handshake no older than this is one there is traffic with.
@@ -776,7 +776,7 @@ impl ClusterSource {
 
     /// For a while what the API says waits.
     fn rest(&mut self) {
-        let pause = (self.began.elapsed() * REST).min(PAUSE_MAX);
+        let pause = (self.began.elapsed() * REST).min(REST_MAX);
         self.not_before = Some(Instant::now() + pause);
     }
 

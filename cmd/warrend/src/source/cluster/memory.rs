@@ -26,9 +26,9 @@ const MACHINE: &str = "machine-id";
 const MACHINE_ID: &str = "/etc/machine-id";
 /// What changes often is written this often at most.
 const PAUSE: Duration = Duration::from_secs(5);
-/// But so many times as long as it took to write pass at least until it is written again.
+/// So many times as long as the last write took pass at least before the next.
 const PAUSE_OF_LARGE: u32 = 200;
-/// And no more than this, since a disk may be slow for once.
+/// But no more than this, since a disk may be slow for once.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// So many names of nodes that have fallen silent are worth no write.
@@ -45,8 +45,9 @@ pub(super) struct Memory {
     /// `None` until the API has said which Node this is.
     kept: Option<Snapshot>,
     latch: Latch,
-    /// With whom there was traffic before this start.
+    /// With whom there was traffic before this start, and when that was.
     spoke_with: BTreeSet<NodeName>,
+    started: Instant,
     /// What is kept differs from the disk.
     dirty: bool,
     /// So does what is closed.
@@ -132,6 +133,7 @@ impl Memory {
         let mut memory = Self {
             latch,
             spoke_with: spoke_with.collect(),
+            started: Instant::now(),
             node,
             state,
             key,
@@ -309,9 +311,11 @@ impl Memory {
         let written = self.state.write(LATCH, &bytes);
         // What failed is tried again at the next tick.
         self.latch_dirty = written.is_err();
-        let why = written.err().map(|error| {
-            format!("{error}; after a restart what was reached may travel in the clear again")
-        });
+        let then = match self.latch == Latch::default() {
+            true => "what was closed and is open now would be closed again",
+            false => "what was reached may travel in the clear again",
+        };
+        let why = (written.err()).map(|error| format!("{error}; after a restart {then}"));
         if let Some(sentence) = why.as_ref().filter(|_| why != self.unlatched) {
             tracing::error!("{sentence}");
         }
@@ -326,10 +330,14 @@ impl Memory {
             let handshake = peer.and_then(|peer| peer.last_handshake);
             handshake.is_some_and(|at| now.0.saturating_sub(at.0) < SESSION)
         };
-        let spoke_with: BTreeSet<NodeName> = (directory.nodes.iter())
+        let mut spoke_with: BTreeSet<NodeName> = (directory.nodes.iter())
             .filter(|(_, node)| node.public_key.is_some_and(talks))
             .map(|(name, _)| name.clone())
             .collect();
+        // Those of before have not had the time yet: a start that fails soon must not cost the next one all of them.
+        if self.started.elapsed() < SESSION {
+            spoke_with.extend(self.spoke_with.iter().cloned());
+        }
         // Who falls silent is forgotten when somebody else comes, or most have: it is written for nothing else.
         let is_outgrown = kept.spoke_with.len() > 2 * spoke_with.len() + FEW;
         if is_outgrown || !spoke_with.is_subset(&kept.spoke_with) {
@@ -361,9 +369,9 @@ impl Memory {
         }
     }
 
-    /// What people should know of the disk.
-    pub(super) fn complaint(&self) -> Option<&str> {
-        (self.unlatched.as_deref()).or(self.unwritten.as_deref())
+    /// What people should know of the disk, a sentence each.
+    pub(super) fn complaints(&self) -> impl Iterator<Item = &str> {
+        (self.unlatched.iter().chain(&self.unwritten)).map(String::as_str)
     }
 
     /// Writes what had to wait.
@@ -451,4 +459,269 @@ fn machine_id(path: &Path) -> Option<Vec<u8>> {
     let bytes = std::fs::read(path).ok()?;
     let id = bytes.trim_ascii().to_vec();
     (!id.is_empty() && id != b"uninitialized").then_some(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::fs;
+    use std::path::PathBuf;
+
+    use tokio::time::advance;
+    use warren_config::{PeerStatus, PublicKey};
+    use warren_mesh::{Mesh, Node};
+
+    use super::*;
+
+    const MOMENT: Duration = Duration::from_millis(1);
+    const NOW: WallTime = WallTime(Duration::from_secs(1_000_000));
+
+    #[tokio::test(start_paused = true)]
+    async fn a_start_that_ends_soon_forgets_nobody_that_the_one_before_it_talked_with() {
+        let scratch = Scratch::new("starts");
+        let many = names(0..200);
+        let mut memory = scratch.start();
+        for name in &many {
+            memory.speaks_with(name);
+        }
+        memory.end();
+
+        for _ in 0..2 {
+            let mut memory = scratch.start();
+            assert!(many.iter().all(|name| memory.spoke_with(name)));
+            // Nobody has answered yet when it looks first, and a newcomer is among the first who do.
+            memory.speaks(&device(&[]), NOW, &directory(&many));
+            advance(PAUSE).await;
+            memory.speaks(&device(&names(200..201)), NOW, &directory(&names(0..201)));
+            memory.end();
+        }
+        assert!(scratch.start().spoke_with(&name(200)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_fallen_silent_is_forgotten_once_there_are_many() {
+        let scratch = Scratch::new("silent");
+        let all = names(0..FEW + 1);
+        let mut memory = scratch.start();
+        for name in &all[1..] {
+            memory.speaks_with(name);
+        }
+        memory.end();
+
+        let mut memory = scratch.start();
+        let nobody = || device(&[]);
+        memory.speaks(&nobody(), NOW, &directory(&all));
+        advance(SESSION).await;
+        memory.speaks(&nobody(), NOW, &directory(&all));
+        assert!(!memory.dirty, "they are few");
+        memory.speaks_with(&all[0]);
+        memory.speaks(&nobody(), NOW, &directory(&all));
+        memory.end();
+        let memory = scratch.start();
+        assert!(!all.iter().any(|name| memory.spoke_with(name)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_that_has_ended_is_no_talk() {
+        let scratch = Scratch::new("ended");
+        let mut memory = scratch.start();
+        let talking = names(0..1);
+        let since = |age| WallTime(NOW.0 + age);
+        memory.speaks(&device(&talking), since(SESSION), &directory(&talking));
+        assert!(!memory.dirty);
+        let age = SESSION - MOMENT;
+        memory.speaks(&device(&talking), since(age), &directory(&talking));
+        memory.end();
+        assert!(scratch.start().spoke_with(&name(0)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_changes_often_waits_and_is_written_when_the_daemon_ends() {
+        let scratch = Scratch::new("end");
+        let mut memory = scratch.start();
+        memory.took_mesh(&port(1));
+        assert_eq!(scratch.mesh(), None);
+        advance(PAUSE - MOMENT).await;
+        memory.tick();
+        assert_eq!(scratch.mesh(), None);
+        advance(MOMENT).await;
+        memory.tick();
+        assert_eq!(scratch.mesh(), Some(port(1)));
+        memory.took_mesh(&port(2));
+        memory.latch_in_time(&prefixes());
+        memory.end();
+        assert_eq!(scratch.mesh(), Some(port(2)));
+        assert_eq!(scratch.start().latched(), &prefixes());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_disk_is_written_to_more_seldom_but_once_a_minute() {
+        let scratch = Scratch::new("slow");
+        for (took_ms, pause_s) in [(0, 5), (25, 5), (50, 10), (300, 60), (10_000, 60)] {
+            let mut memory = scratch.start();
+            memory.took = Duration::from_millis(took_ms);
+            memory.dirty = true;
+            let pause = Duration::from_secs(pause_s);
+            assert_eq!(memory.due(), Some(Instant::now() + pause), "{took_ms} ms");
+            advance(pause - MOMENT).await;
+            memory.tick();
+            assert!(memory.dirty, "{took_ms} ms");
+            advance(MOMENT).await;
+            memory.tick();
+            assert!(!memory.dirty, "{took_ms} ms");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_closed_is_on_the_disk_at_once_and_so_are_the_keys_behind_it() {
+        let scratch = Scratch::new("closed");
+        let mut memory = scratch.start();
+        memory.took_mesh(&port(1));
+        assert!(memory.latch(&prefixes()));
+        assert_eq!(scratch.mesh(), Some(port(1)), "of a small cluster");
+        assert!(!memory.latch(&prefixes()), "it is nothing new");
+        memory.took = Duration::from_secs(1);
+        memory.took_mesh(&port(2));
+        let more: BTreeSet<IpNet> = ["10.244.2.0/24".parse().expect("a prefix")].into();
+        assert!(memory.latch(&more));
+        assert_eq!(scratch.mesh(), Some(port(1)), "a large one waits");
+        let memory = scratch.start();
+        assert_eq!(memory.latched(), &(&prefixes() | &more));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_could_not_be_closed_on_the_disk_is_tried_again_and_told_of() {
+        let scratch = Scratch::new("latch");
+        let mut memory = scratch.start();
+        scratch.put_away();
+        memory.took_mesh(&port(1));
+        memory.latch(&prefixes());
+        let told = |memory: &Memory| -> Vec<String> {
+            let told = memory.complaints().map(|told| {
+                let (_, follows) = told.split_once("; ").expect("what follows");
+                follows.to_owned()
+            });
+            told.collect()
+        };
+        let open = "after a restart what was reached may travel in the clear again";
+        // The one does not hide the other.
+        let unknown = "a restart without the API would know less";
+        assert_eq!(told(&memory), [open, unknown]);
+        memory.tick();
+        assert_eq!(told(&memory), [open, unknown]);
+        memory.forget_latch();
+        let closed = "after a restart what was closed and is open now would be closed again";
+        assert_eq!(told(&memory), [closed, unknown]);
+        memory.latch(&prefixes());
+
+        scratch.put_back();
+        memory.tick();
+        assert_eq!(told(&memory), [unknown], "that is not due yet");
+        assert_eq!(scratch.start().latched(), &prefixes());
+        advance(PAUSE).await;
+        memory.tick();
+        assert_eq!(memory.complaints().count(), 0);
+    }
+
+    fn name(number: usize) -> NodeName {
+        format!("n{number}").parse().expect("a name")
+    }
+
+    fn names(numbers: std::ops::Range<usize>) -> Vec<NodeName> {
+        numbers.map(name).collect()
+    }
+
+    fn key(name: &NodeName) -> PublicKey {
+        let mut bytes = [0; 32];
+        let text = name.as_str().as_bytes();
+        bytes[..text.len()].copy_from_slice(text);
+        PrivateKey::from_bytes(bytes).public()
+    }
+
+    /// All nodes of these names.
+    fn directory(names: &[NodeName]) -> Directory {
+        let node = |name: &NodeName| Node {
+            public_key: Some(key(name)),
+            ..Node::default()
+        };
+        Directory {
+            mesh: Mesh::default(),
+            nodes: names.iter().map(|it| (it.clone(), node(it))).collect(),
+            pairs: BTreeMap::new(),
+        }
+    }
+
+    /// A device that has just shaken hands with these.
+    fn device(talking: &[NodeName]) -> DeviceStatus {
+        let peer = |name| {
+            let peer = PeerStatus {
+                last_handshake: Some(NOW),
+                ..PeerStatus::default()
+            };
+            (key(name), peer)
+        };
+        DeviceStatus {
+            peers: talking.iter().map(peer).collect(),
+            ..DeviceStatus::default()
+        }
+    }
+
+    /// A Mesh that is another.
+    fn port(port: u16) -> MeshSpec {
+        MeshSpec {
+            port,
+            ..MeshSpec::default()
+        }
+    }
+
+    fn prefixes() -> BTreeSet<IpNet> {
+        ["10.244.1.0/24", "fd00:10:244:1::/64"]
+            .map(|prefix| prefix.parse().expect("a prefix"))
+            .into()
+    }
+
+    /// A state directory of this test's own, gone when it ends.
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new(test: &str) -> Self {
+            let name = format!("warrend-memory-{test}-{}", std::process::id());
+            let scratch = Self(std::env::temp_dir().join(name));
+            scratch.state().create().expect("made");
+            scratch
+        }
+
+        fn state(&self) -> StateDir {
+            StateDir::new(self.0.join("state"))
+        }
+
+        /// What a daemon that starts now remembers, of a cluster that it is part of.
+        fn start(&self) -> Memory {
+            let (mut memory, _) = Memory::load(name(1000), self.state()).expect("it can be read");
+            memory.is_of("a cluster", "a uid").expect("it is");
+            memory
+        }
+
+        /// The Mesh on the disk.
+        fn mesh(&self) -> Option<MeshSpec> {
+            let bytes = self.state().read(SNAPSHOT).expect("read");
+            let snapshot = Snapshot::from_bytes(&bytes.expect("it is there"));
+            snapshot.expect("it is whole").mesh
+        }
+
+        /// Nothing can be written until it is put back.
+        fn put_away(&self) {
+            fs::rename(self.0.join("state"), self.0.join("away")).expect("renamed");
+        }
+
+        fn put_back(&self) {
+            fs::rename(self.0.join("away"), self.0.join("state")).expect("renamed");
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _gone = fs::remove_dir_all(&self.0);
+        }
+    }
 }

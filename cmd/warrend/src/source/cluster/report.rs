@@ -367,7 +367,7 @@ impl ClusterSource {
         if let more @ 1.. = count.saturating_sub(NAMED) {
             complaints.push(format!("and {more} more of the kind"));
         }
-        complaints.extend(self.memory.complaint().map(str::to_owned));
+        complaints.extend(self.memory.complaints().map(str::to_owned));
         if let Some(Stage::Staged(holdups)) = self.made.as_ref().map(|made| &made.stage) {
             complaints.push(format!("the mesh is staged: {holdups}"));
         }
