@@ -968,10 +968,15 @@ fn epoch_of<E>(record: Option<&Result<Record, E>>) -> Option<i64> {
     Some(record?.as_ref().ok()?.epoch)
 }
 
-/// Whether a node has changed in nothing but what all count on, and write down now and then.
+/// Whether a node has changed in nothing but what all count on, and write down now and then. That it has turned
+/// strict is no such thing: whoever starts while the API is away goes by it.
 fn only_counts(view: &View, name: &str, before: &Before) -> bool {
     let uncounted = |record: &Record| Record {
-        progress: Progress::default(),
+        progress: Progress {
+            enforcement: record.progress.enforcement,
+            latched: record.progress.latched,
+            ..Progress::default()
+        },
         ..record.clone()
     };
     let record = view.records.as_ref().and_then(|records| records.get(name));
@@ -1108,5 +1113,55 @@ mod tests {
         }
         assert!(!was_routed(Some(&spec(None, Removed))));
         assert!(!was_routed(None));
+    }
+
+    #[test]
+    fn that_a_node_has_turned_strict_is_no_mere_count() {
+        let counted = Progress {
+            peers_expected: 2,
+            peers_ready: 1,
+            unreached: Some(vec!["n3".to_owned()]),
+            enforcement: Some(warren_k8s::Enforcement::Staged),
+            latched: false,
+        };
+        let before = Before {
+            node: Some(NodeFacts::default()),
+            record: Some(Ok(record_with(counted.clone()))),
+        };
+        let is_mere = |progress| {
+            let view = View {
+                nodes: Some([("n2".to_owned(), NodeFacts::default())].into()),
+                records: Some([("n2".to_owned(), Ok(record_with(progress)))].into()),
+                ..View::default()
+            };
+            only_counts(&view, "n2", &before)
+        };
+        assert!(is_mere(Progress {
+            peers_ready: 2,
+            unreached: Some(Vec::new()),
+            ..counted.clone()
+        }));
+        assert!(!is_mere(Progress {
+            latched: true,
+            ..counted.clone()
+        }));
+        assert!(!is_mere(Progress {
+            enforcement: Some(warren_k8s::Enforcement::Strict),
+            ..counted
+        }));
+    }
+
+    fn record_with(progress: Progress) -> Record {
+        Record {
+            node_uid: "uid".to_owned(),
+            created: 1,
+            public_key: "key".to_owned(),
+            endpoints: Vec::new(),
+            port: 51820,
+            mode: Mode::Route,
+            epoch: 1,
+            progress,
+            fenced: None,
+        }
     }
 }
