@@ -153,7 +153,7 @@ pub(crate) enum Wiretap {
     /// Every frame of every interface.
     Packets(PacketSocket),
     /// The packets that netfilter was asked for.
-    Log(Tap),
+    Log(Box<Tap>),
 }
 
 /// A packet socket in the network namespace of the thread that opens it.
@@ -166,7 +166,7 @@ impl Wiretap {
     pub(crate) fn log(tap: Tap) -> Self {
         // Refused to whoever is root in a user namespace alone; what does not fit is counted.
         let _bounded = set_socket_recv_buffer_size_force(&tap, WAITING_BYTES);
-        Self::Log(tap)
+        Self::Log(Box::new(tap))
     }
 
     fn next<'a>(&'a mut self, buffer: &'a mut [u8]) -> io::Result<Option<(Frame, &'a [u8])>> {

@@ -28,7 +28,7 @@ use netlink_sys::Socket;
 
 use crate::connection::{Connection, KernelError};
 use crate::fence::set;
-use crate::nft::{self, Chain, Hook, Match, Rule, Table, TableName, Verdict};
+use crate::nft::{self, Chain, Found, Hook, Match, Rule, Table, TableName, Verdict};
 use crate::route::Family;
 use crate::wire::{self, Message, bytes, find};
 
@@ -109,6 +109,12 @@ pub enum TapError {
     /// The kernel refused something.
     #[error("netfilter refuses to log packets: {0}")]
     Refused(#[from] KernelError),
+    /// Somebody has removed the table, or changed what is in it.
+    #[error(
+        "table {0} was removed or changed while it listened by it, so nothing is proved; run it again while no other \
+         program loads rules of nftables"
+    )]
+    Disturbed(TableName),
 }
 
 /// Listens until it is dropped.
@@ -116,6 +122,8 @@ pub struct Tap {
     /// Made the table, and is what the kernel ties it to.
     netfilter: Connection,
     table: TableName,
+    /// As it was read back.
+    made: Found,
     socket: Socket,
     buffer: Vec<u8>,
     /// The number of the next packet, once there was one.
@@ -147,7 +155,9 @@ impl Tap {
             }
             made => made.map_err(absent)?,
         }
+        let made = Found::read(&mut netfilter, &table.name)?;
         Ok(Self {
+            made: made.ok_or_else(|| TapError::Disturbed(table.name.clone()))?,
             netfilter,
             table: table.name,
             socket,
@@ -183,12 +193,14 @@ impl Tap {
         Ok(packet(&self.buffer[..length]))
     }
 
-    /// How many packets at least were missed: for want of room to wait in, and one if somebody has removed the
-    /// table, as may be where the kernel does not guard it (before Linux 5.12).
-    pub fn lost(&mut self) -> Result<u64, KernelError> {
-        let tables = nft::table_names(&mut self.netfilter, self.table.family)?;
-        let is_gone = !tables.contains(&self.table.name);
-        Ok(self.lost + u64::from(is_gone))
+    /// How many packets at least were missed for want of room to wait in. An error if the table is not what it was,
+    /// as may be where the kernel does not guard it (before Linux 5.12): then nobody knows how many.
+    pub fn lost(&mut self) -> Result<u64, TapError> {
+        let found = Found::read(&mut self.netfilter, &self.table)?;
+        match found {
+            Some(found) if found == self.made => Ok(self.lost),
+            _ => Err(TapError::Disturbed(self.table.clone())),
+        }
     }
 }
 

@@ -1,10 +1,13 @@
 //! `warren verify` and `warren cluster verify` with what the pod may: CAP_NET_ADMIN and nothing else.
 
+use std::fs;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::process::Signal;
+use rustix::net::sockopt::{socket_domain, socket_protocol};
+use rustix::net::{AddressFamily, SendFlags, send};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open};
 use serde_json::{Value, json};
 use warren_control::status::{self, Status};
 use warren_control::{Limits, Listener};
@@ -263,6 +266,83 @@ fn what_a_killed_verify_left_is_taken_away_and_several_do_not_disturb_each_other
     assert_eq!(output.status.code(), Some(0), "{}", in_words(&output));
     let left = tables(&nodes[0]);
     assert!(!left.contains(&format!("{TABLE}22")), "{left}");
+}
+
+#[test]
+fn a_table_that_somebody_takes_away_or_empties_while_it_listens_is_named() {
+    let (lab, mut nodes) = Lab::of(2, "Strict");
+    lab.settle(&nodes);
+    // An answer that does not come is waited for meanwhile.
+    nodes[1].end(Signal::KILL);
+    for message in [DELETE_TABLE, DELETE_RULES] {
+        let mut command = confined(&nodes[0], &["verify"]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().expect("setpriv is installed");
+        patiently("it listens", Duration::from_secs(30), || {
+            tables(&nodes[0]).contains(TABLE)
+        });
+        ask_in_the_name_of(&child, message, "warren_verify_22336");
+        let output = child.wait_with_output().expect("it ends");
+        let said = in_words(&output);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        let named = "table inet warren_verify_22336 was removed or changed while it listened";
+        assert!(said.contains(named), "{said}");
+        assert!(!tables(&nodes[0]).contains(TABLE));
+    }
+}
+
+// `include/uapi/linux/netfilter/nf_tables.h`, of the subsystem NFNL_SUBSYS_NFTABLES.
+const DELETE_TABLE: u16 = 10 << 8 | 2;
+const DELETE_RULES: u16 = 10 << 8 | 8;
+
+/// Changes a table by the very sockets of the process that has made it. The kernel lets nobody else since 5.12,
+/// and before it anybody.
+#[track_caller]
+fn ask_in_the_name_of(process: &Child, message: u16, table: &str) {
+    const NETFILTER: u32 = 12;
+    let padded = (table.len() + 1).next_multiple_of(4);
+    let mut attribute = (4 + table.len() as u16 + 1).to_ne_bytes().to_vec();
+    attribute.extend(1u16.to_ne_bytes());
+    attribute.extend(table.as_bytes());
+    attribute.resize(4 + padded, 0);
+    // `struct nlmsghdr` and `struct nfgenmsg`: the family, version 0, and for the brackets the subsystem.
+    let part = |kind: u16, generic: [u8; 4], rest: &[u8]| {
+        let mut part = (20 + rest.len() as u32).to_ne_bytes().to_vec();
+        part.extend(kind.to_ne_bytes());
+        part.extend(1u16.to_ne_bytes());
+        part.extend([0; 8]);
+        part.extend(generic);
+        part.extend(rest);
+        part
+    };
+    let batch = [
+        part(16, [0, 0, 0, 10], &[]),
+        part(message, [1, 0, 0, 0], &attribute),
+        part(17, [0, 0, 0, 10], &[]),
+    ]
+    .concat();
+
+    let pid = Pid::from_child(process);
+    let process = pidfd_open(pid, PidfdFlags::empty()).expect("it runs");
+    let folder = format!("/proc/{}/fd", pid.as_raw_nonzero());
+    let numbers = fs::read_dir(folder).expect("it runs");
+    let mut asked = 0;
+    for number in numbers {
+        let name = number.expect("listed").file_name();
+        let number = name.to_str().and_then(|name| name.parse().ok());
+        let number = number.expect("a number");
+        let Ok(socket) = pidfd_getfd(&process, number, PidfdGetfdFlags::empty()) else {
+            continue;
+        };
+        let protocol = socket_protocol(&socket).ok().flatten();
+        if socket_domain(&socket) == Ok(AddressFamily::NETLINK)
+            && protocol.is_some_and(|protocol| protocol.as_raw().get() == NETFILTER)
+        {
+            send(&socket, &batch, SendFlags::empty()).expect("the kernel takes it");
+            asked += 1;
+        }
+    }
+    assert!(asked > 0, "it has no such socket");
 }
 
 #[test]
