@@ -17,7 +17,7 @@ use warren_k8s::{
 };
 
 use crate::status::table;
-use crate::verify::{self, PeerVerdict, Verdict};
+use crate::verify::{self, PeerVerdict, UNSEALED, Verdict};
 use crate::{args, output};
 
 /// How often to look who has removed what.
@@ -135,11 +135,7 @@ impl<'a> Proof<'a> {
         if node.outside {
             return proof("outside", None);
         }
-        let is_reached = peer.is_some_and(|peer| match verdict.overlay {
-            // An overlay answers nobody.
-            true => peer.records > 0,
-            false => peer.answered > 0,
-        });
+        let is_reached = peer.is_some_and(|peer| peer.is_reached(verdict.overlay));
         match (is_reached, node.ready, &node.record, peer) {
             (true, ..) => proof("sealed", None),
             (_, false, ..) => proof("Node not Ready", None),
@@ -151,10 +147,7 @@ impl<'a> Proof<'a> {
             (_, _, _, Some(peer)) => match (peer.endpoint, &peer.remark) {
                 (None, Some(remark)) => wrong("no endpoint", remark),
                 (None, None) => wrong("no endpoint", "the daemon here has no endpoint of it"),
-                _ if verdict.overlay => wrong(
-                    "silent",
-                    "nothing was sealed for it: is its daemon running, and UDP to it open?",
-                ),
+                _ if verdict.overlay => wrong("silent", UNSEALED),
                 _ => wrong(
                     "silent",
                     "it has not answered through the tunnel: is its daemon running, and UDP to it open?",

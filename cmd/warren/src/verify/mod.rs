@@ -50,6 +50,9 @@ const SMALLEST: usize = 256;
 const INTERFACES: usize = 32;
 /// As many are named.
 const NAMED: usize = 4;
+/// What is wrong with a peer of an overlay to which nothing went.
+pub(crate) const UNSEALED: &str =
+    "nothing was sealed for it: is its daemon running, and UDP to it open?";
 /// Before the marker, so that no program takes what it is sent for more than it is: of no overlay is a header of
 /// zeros valid.
 const NOTHING: [u8; 16] = [0; 16];
@@ -127,8 +130,36 @@ pub(crate) struct PeerVerdict {
     pub(crate) remark: Option<String>,
 }
 
+impl PeerVerdict {
+    /// Whether it was seen to be reached through the tunnel: by its answer, or where nobody answers by what was
+    /// sealed for it.
+    pub(crate) fn is_reached(&self, overlay: bool) -> bool {
+        match overlay {
+            true => self.records > 0,
+            false => self.answered > 0,
+        }
+    }
+}
+
+impl Verdict {
+    /// Of an overlay what is sealed is all the proof there is, so who has an endpoint and was sealed nothing for
+    /// is at fault. In a cluster whether anybody should be there is asked first.
+    fn miss_seals(&mut self) {
+        if !self.overlay {
+            return;
+        }
+        for peer in &mut self.peers {
+            if peer.endpoint.is_some() && peer.records == 0 && peer.fault.is_none() {
+                peer.fault = Some(UNSEALED.to_owned());
+                self.passed = false;
+            }
+        }
+    }
+}
+
 pub(crate) fn run(args: &args::Verify) -> anyhow::Result<ExitCode> {
-    let verdict = judge(&status_of(args.interface.as_deref())?)?;
+    let mut verdict = judge(&status_of(args.interface.as_deref())?)?;
+    verdict.miss_seals();
     if args.json {
         let mut text = serde_json::to_string_pretty(&verdict)?;
         text.push('\n');
@@ -311,7 +342,7 @@ fn ask_group(
             break;
         }
         if waited >= again {
-            if again == SILENCE {
+            if again == SILENCE && overlay.is_none() {
                 let peers = if silent == 1 { "peer" } else { "peers" };
                 output::note(format_args!("Waiting for answers of {silent} {peers}."));
             }
@@ -516,12 +547,8 @@ const YELLOW: Style = AnsiColor::Yellow.on_default().bold();
 
 fn print(verdict: &Verdict) -> io::Result<()> {
     for peer in &verdict.peers {
-        let (style, sign) = match (&peer.fault, peer.answered) {
-            (Some(_), _) => (RED, '✗'),
-            (None, 0) => (YELLOW, '•'),
-            (None, _) => (GREEN, '✓'),
-        };
-        let words = in_words(peer, &verdict.asked);
+        let (style, sign) = sign(peer, verdict.overlay);
+        let words = in_words(peer, verdict);
         output::line(format_args!("{style}{sign}{style:#} {words}"))?;
     }
     print_summary(verdict, verdict.passed)
@@ -581,8 +608,18 @@ pub(crate) fn print_summary(verdict: &Verdict, passed: bool) -> io::Result<()> {
     Ok(())
 }
 
+/// How a peer's line begins.
+fn sign(peer: &PeerVerdict, overlay: bool) -> (Style, char) {
+    match (&peer.fault, peer.is_reached(overlay)) {
+        (Some(_), _) => (RED, '✗'),
+        (None, false) => (YELLOW, '•'),
+        (None, true) => (GREEN, '✓'),
+    }
+}
+
 /// A peer's line.
-fn in_words(peer: &PeerVerdict, asked: &str) -> String {
+fn in_words(peer: &PeerVerdict, verdict: &Verdict) -> String {
+    let asked = &verdict.asked;
     let name = &peer.name;
     let tried = match peer.attempts {
         0 => String::new(),
@@ -590,6 +627,11 @@ fn in_words(peer: &PeerVerdict, asked: &str) -> String {
     };
     let came_of_it = match (&peer.fault, peer.endpoint) {
         (Some(fault), _) => fault.clone(),
+        // Nobody answers those.
+        (None, Some(endpoint)) if verdict.overlay => format!(
+            "{} packets of the overlay, {} records sealed to {endpoint}",
+            peer.asked, peer.records
+        ),
         (None, Some(endpoint)) if peer.answered > 0 => format!(
             "{} of {} {asked} answered, {} records sealed to {endpoint}",
             peer.answered, peer.asked, peer.records
@@ -624,6 +666,59 @@ mod tests {
         assert!(fault(&peer(4, 0, 4)).is_some());
         assert!(fault(&peer(4, 0, 0)).is_some());
         assert!(fault(&peer(0, 0, 4)).is_some());
+    }
+
+    #[test]
+    fn of_an_overlay_what_was_sealed_is_what_counts() {
+        let peer = |name: &str, endpoint: Option<&str>, answered, records| PeerVerdict {
+            name: name.to_owned(),
+            endpoint: endpoint.map(|endpoint| endpoint.parse().expect("an endpoint")),
+            asked: 4,
+            answered,
+            records,
+            ..PeerVerdict::default()
+        };
+        let at = Some("192.0.2.2:51820");
+        let verdict = |overlay| {
+            let mut verdict = Verdict {
+                passed: true,
+                overlay,
+                asked: "datagrams".to_owned(),
+                peers: vec![
+                    peer("sealed", at, 0, 4),
+                    peer("nothing", at, 0, 0),
+                    peer("nowhere", None, 0, 0),
+                ],
+                ..Verdict::default()
+            };
+            verdict.miss_seals();
+            let lines = verdict.peers.iter().map(|peer| {
+                let (_, sign) = sign(peer, overlay);
+                format!("{sign} {}", in_words(peer, &verdict))
+            });
+            (verdict.passed, lines.collect::<Vec<_>>())
+        };
+        let nowhere = "• nowhere: silent: it has no endpoint yet, so nothing is sent to it";
+        let (passed, lines) = verdict(true);
+        assert!(!passed);
+        assert_eq!(
+            lines,
+            [
+                "✓ sealed: 4 packets of the overlay, 4 records sealed to 192.0.2.2:51820",
+                "✗ nothing: nothing was sealed for it: is its daemon running, and UDP to it open?",
+                nowhere,
+            ]
+        );
+        let (passed, lines) = verdict(false);
+        assert!(passed);
+        assert_eq!(
+            lines,
+            [
+                "• sealed: no answer; 4 records sealed to 192.0.2.2:51820",
+                "• nothing: no answer; 0 records sealed to 192.0.2.2:51820",
+                nowhere,
+            ]
+        );
     }
 
     #[test]

@@ -118,8 +118,31 @@ fn an_overlay_is_proved_by_what_is_sealed_for_each_peer() {
     }
     flood.go_on();
     flood.stop();
+    let said = in_words(&run(confined(&nodes[0], &["verify"])));
+    let (line, rest) = said.split_once('\n').expect("several lines");
+    assert!(
+        line.starts_with("✓ n2: ") && line.contains(" packets of the overlay, "),
+        "{said}"
+    );
+    assert!(!rest.contains("answers"), "nobody does: {said}");
     // Nothing of it has come between the pods.
     nodes[0].talk_to(&nodes[1]);
+
+    // Without a session nothing is sealed.
+    for node in &mut nodes {
+        node.end(Signal::KILL);
+    }
+    nodes[0].start();
+    nodes[0].until("it is a node", |status| status.unready.is_none());
+    let output = run(confined(&nodes[0], &["verify"]));
+    let said = in_words(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    for sentence in [
+        "n2: nothing was sealed for it: is its daemon running",
+        "it does not hold: ",
+    ] {
+        assert!(said.contains(sentence), "no {sentence:?}: {said}");
+    }
 }
 
 #[test]
