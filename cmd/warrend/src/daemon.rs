@@ -121,6 +121,18 @@ impl Daemon {
     }
 
     async fn run(mut self) -> anyhow::Result<()> {
+        let ended = self.follow().await;
+        notify::stopping();
+        // However it ends.
+        self.source.end();
+        if ended.is_ok() {
+            tracing::info!("ending; the fence stands, `warrend uninstall` removes it");
+        }
+        ended
+    }
+
+    /// Makes true what happens until a signal comes, or there is no word of the host any more.
+    async fn follow(&mut self) -> anyhow::Result<()> {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         tick.tick().await;
@@ -152,7 +164,7 @@ impl Daemon {
             };
             self.board.came_round();
             match event {
-                Event::End => break,
+                Event::End => return Ok(()),
                 Event::Reload => {
                     self.source.reload(&mut self.host);
                     self.realise();
@@ -173,10 +185,6 @@ impl Daemon {
                 }
             }
         }
-        notify::stopping();
-        self.source.end();
-        tracing::info!("ending; the fence stands, `warrend uninstall` removes it");
-        Ok(())
     }
 
     /// The source, with what it may look at and what tells it about the host.
