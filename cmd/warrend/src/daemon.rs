@@ -256,6 +256,8 @@ impl Daemon {
 
     /// Plans anew though nothing is known to have changed, and says so if what was kept node by node differs.
     fn check(&mut self) {
+        // What the API has told by now without having woken anybody is a step, and no fault of the last one.
+        self.step();
         let before = self.board.facts().plan.clone();
         self.realise();
         let after = self.board.facts().plan.clone();
