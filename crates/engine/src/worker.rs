@@ -54,7 +54,7 @@ const SEND_PATIENCE: Duration = Duration::from_millis(1);
 /// two to send together.
 const NICENESS: i32 = -3;
 
-/// The same for a thread that has nothing but the way in: three times the share of the way out.
+/// The same for the thread of the way in, also while it has the way out: three times the share of the other one.
 ///
 /// A bulk stream's window stands before whichever thread gets too little time. Before the way in it
 /// is sealed and nothing can pass it; before the way out a sparse flow does ([`Backlog`]).

@@ -327,7 +327,7 @@ fn nothing_latched_is_seen_in_the_clear_on_the_way_to_strict_and_nothing_at_all_
         }
     }
     floods.into_iter().for_each(Flood::stop);
-    // Among floods, and as above.
+    // What is closed is closed before its route leads into the tunnel, here among floods.
     let lost = flow.stop();
     assert!(lost.len() < 5, "{lost:?}");
     lab.assert_closed();
