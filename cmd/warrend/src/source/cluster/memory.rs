@@ -513,9 +513,11 @@ mod tests {
         memory.speaks(&nobody(), NOW, &directory(&all));
         advance(SESSION).await;
         memory.speaks(&nobody(), NOW, &directory(&all));
-        assert!(!memory.dirty, "they are few");
+        let kept = |memory: &Memory| memory.kept.as_ref().map(|kept| kept.spoke_with.len());
+        assert_eq!(kept(&memory), Some(FEW), "they are few");
         memory.speaks_with(&all[0]);
         memory.speaks(&nobody(), NOW, &directory(&all));
+        assert_eq!(kept(&memory), Some(0));
         memory.end();
         let memory = scratch.start();
         assert!(!all.iter().any(|name| memory.spoke_with(name)));
