@@ -50,6 +50,13 @@ pub(crate) const OBJECTS_MAX: usize = 20_000;
 /// What grants a daemon what it needs.
 const RIGHTS: &str = "deploy/kubernetes/rights.yaml";
 
+/// The ValidatingAdmissionPolicy that tells the daemons of different nodes apart.
+pub(crate) const OWN_RECORD: &str = "warren-own-record";
+
+/// What stands before the name of a policy in what it refuses by
+/// (k8s.io/apiserver, pkg/admission/plugin/policy/validating/dispatcher.go).
+const BY_POLICY: &str = "ValidatingAdmissionPolicy '";
+
 /// How to reach the API server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Access {
@@ -145,13 +152,13 @@ pub(crate) enum Failure {
 
 /// What refuses a request for good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Denied {
+pub(crate) enum Denied<'a> {
     /// Nobody knows who asks.
     Credentials,
     /// Who asks has no right to. No policy was asked.
     Rights,
-    /// A ValidatingAdmissionPolicy.
-    Policy,
+    /// The ValidatingAdmissionPolicy of this name. Of several that refuse the server names the first.
+    Policy(&'a str),
 }
 
 impl Failure {
@@ -177,15 +184,16 @@ impl Failure {
     }
 
     /// What refused, if it was not the server's state.
-    pub(crate) fn denied(&self) -> Option<Denied> {
+    pub(crate) fn denied(&self) -> Option<Denied<'_>> {
         let Self::Refused { code, message, .. } = self else {
             return None;
         };
-        let by_policy = message.contains("ValidatingAdmissionPolicy");
-        match code {
-            401 => Some(Denied::Credentials),
-            403 | 422 if by_policy => Some(Denied::Policy),
-            403 => Some(Denied::Rights),
+        // What a policy says by itself comes after its name.
+        let policy = || Some(message.split_once(BY_POLICY)?.1.split_once('\'')?.0);
+        match (code, policy()) {
+            (401, _) => Some(Denied::Credentials),
+            (403 | 422, Some(policy)) => Some(Denied::Policy(policy)),
+            (403, None) => Some(Denied::Rights),
             _ => None,
         }
     }
@@ -193,7 +201,7 @@ impl Failure {
     /// Whether this daemon lacks a right. That nobody knows who asks is no such thing: a server that is not
     /// itself says so to all at once.
     pub(crate) fn lacks_right(&self) -> bool {
-        matches!(self.denied(), Some(Denied::Rights | Denied::Policy))
+        matches!(self.denied(), Some(Denied::Rights | Denied::Policy(_)))
     }
 
     /// What went wrong, and what to do about it where somebody can.
@@ -203,9 +211,12 @@ impl Failure {
             Some(Denied::Credentials) => {
                 "; the token has expired or is another cluster's: start the pod anew".to_owned()
             }
-            Some(Denied::Policy) => {
+            Some(Denied::Policy(OWN_RECORD)) => {
                 "; a daemon may write the record of its own Node alone, by a token that names it"
                     .to_owned()
+            }
+            Some(Denied::Policy(other)) => {
+                format!("; {other} is none of Warren's: let it except the daemon's account")
             }
             Some(Denied::Rights) => format!("; apply {RIGHTS}, or install the chart again"),
         };

@@ -20,7 +20,7 @@ use warren_mesh::NodeName;
 use self::events::Events;
 pub use self::events::{Event, Severity};
 use self::step::{Pace, Seen, Step, step};
-use crate::access::{Client, Denied, Failure};
+use crate::access::{Client, Denied, Failure, OWN_RECORD};
 use crate::backoff::{Backoff, jittered};
 use crate::facts::Progress;
 use crate::feed::{Feed, Shared};
@@ -88,9 +88,10 @@ pub enum Foreign {
     /// It was not tried yet.
     #[default]
     Untried,
-    /// An admission policy refuses it, as it should be.
+    /// The policy `warren-own-record` refuses it, as it should be.
     Refused,
-    /// It is refused, but by no policy: a daemon without rights is told nothing of whether there is one.
+    /// It is refused by something else: a missing right, or a policy of others. Then nothing is told of whether
+    /// ours would.
     Unknown(String),
     /// It is taken: any daemon could replace any node's key.
     Taken,
@@ -341,20 +342,22 @@ fn with_identity(mut wanted: Wanted, foreign: &Foreign, seen: &Seen) -> Wanted {
         Foreign::Refused => stated(
             Holds::True,
             "ForeignRecordRefused",
-            "an admission policy refuses this daemon the records of other nodes",
+            &format!("the policy {OWN_RECORD} refuses this daemon the records of other nodes"),
         ),
         Foreign::Unknown(why) => stated(
             Holds::Unknown,
             "Untold",
             &format!(
-                "no policy was asked whether this daemon may write the records of other nodes: {why}"
+                "{OWN_RECORD} was not asked whether this daemon may write the records of other nodes: {why}"
             ),
         ),
         Foreign::Taken => stated(
             Holds::False,
             "ForeignRecordTaken",
-            "the API server lets this daemon write the records of other nodes; install the \
-             ValidatingAdmissionPolicy warren-own-record",
+            &format!(
+                "the API server lets this daemon write the records of other nodes; install the \
+                 ValidatingAdmissionPolicy {OWN_RECORD}"
+            ),
         ),
     };
     wanted.conditions.entry(kind).or_insert(identity);
@@ -383,8 +386,9 @@ async fn try_foreign(client: Client, mine: Arc<Mine>) {
         let foreign = match &tried {
             Ok(_) => Foreign::Taken,
             Err(failure) => match failure.denied() {
-                Some(Denied::Policy) => Foreign::Refused,
-                Some(Denied::Rights) => Foreign::Unknown(failure.sentence()),
+                Some(Denied::Policy(OWN_RECORD)) => Foreign::Refused,
+                // What refuses for another reason hides whether ours would.
+                Some(Denied::Rights | Denied::Policy(_)) => Foreign::Unknown(failure.sentence()),
                 Some(Denied::Credentials) | None => {
                     backoff.wait(failure.retry_after()).await;
                     continue;

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicyBinding;
+use k8s_openapi::api::admissionregistration::v1::{
+    ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
+};
 use k8s_openapi::api::core::v1::{Event as ApiEvent, Node};
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
@@ -15,7 +17,9 @@ use warren_k8s::{
     ConditionType, Enforcement, Event, Feed, Foreign, Holds, MeshNode, MeshNodeSpec, Mode,
     Progress, Publisher, Severity, Stated, connect,
 };
-use warren_tests_apiserver::{Cluster, Daemon, Options, Server, eventually, is_forbidden, synced};
+use warren_tests_apiserver::{
+    Cluster, Daemon, Options, Server, eventually, is_forbidden, object, synced,
+};
 
 #[tokio::test]
 async fn a_daemon_makes_its_record_with_status_and_conditions() {
@@ -204,6 +208,67 @@ async fn without_the_policy_a_daemon_says_that_it_may_write_foreign_records() {
             .len(),
         1
     );
+}
+
+#[tokio::test]
+async fn a_refusal_by_a_policy_of_others_is_not_taken_for_the_one_by_ours() {
+    let cluster = own_cluster().await;
+    let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(cluster.admin.clone());
+    let deleted = bindings
+        .delete("warren-own-record", &DeleteParams::default())
+        .await;
+    deleted.expect("the operator");
+    let policies: Api<ValidatingAdmissionPolicy> = Api::all(cluster.admin.clone());
+    let by = PostParams::default();
+    let policy = object(json!({
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingAdmissionPolicy",
+        "metadata": {"name": "names-of-the-house"},
+        "spec": {
+            "matchConstraints": {"resourceRules": [{
+                "apiGroups": ["mesh.warren.dev"],
+                "apiVersions": ["*"],
+                "operations": ["*"],
+                "resources": ["meshnodes"],
+            }]},
+            "validations": [{
+                "expression": "!object.metadata.name.startsWith('warren-')",
+                "message": "that is kept; see ValidatingAdmissionPolicy 'warren-own-record'",
+            }],
+        },
+    }));
+    policies.create(&by, &policy).await.expect("the operator");
+    let binding = object(json!({
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingAdmissionPolicyBinding",
+        "metadata": {"name": "names-of-the-house"},
+        "spec": {"policyName": "names-of-the-house", "validationActions": ["Deny"]},
+    }));
+    bindings.create(&by, &binding).await.expect("the operator");
+    cluster.node("guest", &[]).await;
+    let daemon = cluster.daemon("guest").await;
+    let of_another = daemon.record_of("warren-any", &daemon.uid);
+    eventually("theirs is in force, and ours is not", || async {
+        let tried = daemon.apply_dry(&of_another).await;
+        tried.is_err_and(|error| error.to_string().contains("'names-of-the-house'"))
+    })
+    .await;
+    let publishing = publishing_in(cluster, daemon, Duration::ZERO).await;
+    publishing.want(&progress(0));
+    eventually("it was tried", || async {
+        match publishing.publisher.report().foreign {
+            Foreign::Untried => false,
+            Foreign::Unknown(why) => why.contains("names-of-the-house is none of Warren's"),
+            other => panic!("{other:?}"),
+        }
+    })
+    .await;
+    eventually("its record says so", || async {
+        let status = publishing.record().await.and_then(|record| record.status);
+        let mut conditions = status.into_iter().flat_map(|status| status.conditions);
+        conditions.any(|it| it.type_ == "IdentityEnforced" && it.reason == "Untold")
+    })
+    .await;
 }
 
 #[tokio::test]
