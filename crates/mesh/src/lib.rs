@@ -38,6 +38,7 @@ pub use file::{Located, MeshFile, Position};
 pub use name::{NameError, NodeName, nearest};
 pub use plan::{Peer, Plan, PlanError, Resolved, Secrets, Step, Underlay, plan};
 pub use problem::{Cause, Field, Place, Problem, Severity, Subject};
+pub use review::unusable_prefix;
 pub use reviewed::Reviewed;
 pub use roster::{Candidate, Glance, Roster, Seen};
 pub use warren_config::{PublicKey, Steering};

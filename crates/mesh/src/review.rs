@@ -482,8 +482,8 @@ fn owner_of(subject: &Subject) -> Option<&NodeName> {
     }
 }
 
-/// What keeps `net` from being a prefix of a mesh or of a node.
-fn unusable_prefix(net: IpNet) -> Option<Cause> {
+/// What keeps `net` from being a prefix of a mesh or of a node, if anything does.
+pub fn unusable_prefix(net: IpNet) -> Option<Cause> {
     if net.prefix_len() == 0 {
         return Some(Cause::ZeroLength(net));
     }

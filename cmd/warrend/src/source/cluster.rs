@@ -4,6 +4,7 @@
 //! from it is the plan. In between stands what this node remembers (`memory.rs`): an API that is away, or
 //! emptied, changes nothing, and what was once reached through the tunnel stays closed.
 
+mod latch;
 mod memory;
 mod report;
 
@@ -327,17 +328,15 @@ impl ClusterSource {
         let counts_on = |(name, before): (&String, &Before)| only_counts(view, name, before);
         let only_counts = changed.iter().all(counts_on);
         let made = self.made.as_mut()?;
-        let is_about_more = |(name, before): (&String, &Before)| {
-            let latched = self.memory.latched();
-            made.is_about_more(latched, &self.node, view, name, before)
-        };
+        let is_about_more =
+            |(name, before): (&String, &Before)| made.is_about_more(&self.node, view, name, before);
         if changed.iter().any(is_about_more) {
             return None;
         }
         let is_staged = matches!(made.stage, Stage::Staged(_));
         if is_staged {
             let own = Own {
-                turned: self.memory.is_strict(),
+                turned: self.memory.closes_all(),
                 returning: !self.was_ready,
             };
             let stage = view.stage(made.book.settings(), self.memory.identity()?, own);
@@ -599,7 +598,7 @@ impl ClusterSource {
         };
 
         let own = Own {
-            turned: self.memory.is_strict(),
+            turned: self.memory.closes_all(),
             returning: !self.was_ready,
         };
         let stage = view.stage(&settings, identity, own);
@@ -611,9 +610,7 @@ impl ClusterSource {
         };
         let steered = match stage {
             Stage::Permissive => self.reached.clone(),
-            Stage::Staged(_) | Stage::Strict => {
-                latched_of(mode, self.memory.latched(), &settings, view)
-            }
+            Stage::Staged(_) | Stage::Strict => self.memory.latched(mode).clone(),
         };
         let key = self.memory.private_key();
         // The record follows the key, not the key the record.
@@ -733,7 +730,7 @@ impl ClusterSource {
 
     /// It becomes strict though the operator says Staged, and was not so before.
     fn is_turning(&self, made: &Made) -> bool {
-        !self.memory.is_strict() && made.is_staged
+        !self.memory.closes_all() && made.is_staged
     }
 
     /// The plan is made true, as far as the host lets: calls who is new, and publishes.
@@ -873,14 +870,17 @@ impl ClusterSource {
             self.look_no_later_than(at);
         }
         self.is_stale |= match &self.made {
-            Some(made) => match made.stage {
-                Stage::Permissive => made.steered != self.reached,
-                Stage::Staged(_) => self.memory.latch(reached),
-                Stage::Strict => {
-                    self.memory.latch_in_time(reached);
-                    false
+            Some(made) => {
+                let mode = made.book.settings().mode;
+                match made.stage {
+                    Stage::Permissive => made.steered != self.reached,
+                    Stage::Staged(_) => self.memory.latch(mode, reached),
+                    Stage::Strict => {
+                        self.memory.latch_in_time(mode, reached);
+                        false
+                    }
                 }
-            },
+            }
             None => false,
         };
         if self.is_stale {
@@ -933,26 +933,14 @@ impl Made {
     }
 
     /// Whether a node that has changed may make more of the plan another than what is about it alone.
-    fn is_about_more(
-        &self,
-        latched: &BTreeSet<IpNet>,
-        this: &NodeName,
-        view: &View,
-        name: &str,
-        before: &Before,
-    ) -> bool {
+    fn is_about_more(&self, this: &NodeName, view: &View, name: &str, before: &Before) -> bool {
         let facts = |name: &str| view.nodes.as_ref()?.get(name);
         let none = Vec::new();
         let now = facts(name).map_or(&none, |node| &node.addresses);
         let before = (before.node.as_ref()).map_or(&none, |node| &node.addresses);
-        // What was reached is told by whose addresses there are.
-        let is_closed = |address: &IpAddr| latched.contains(&IpNet::from(*address));
-        let differs = now != before;
         let by_v6 = |addresses: &[IpAddr]| addresses.iter().any(IpAddr::is_ipv6);
         let shows_mode = || facts(this.as_str()).is_some_and(|own| !own.pod_cidrs.is_empty());
-        differs && now.iter().chain(before).any(is_closed)
-            || self.finds_mtu && by_v6(now) != by_v6(before)
-            || self.finds_mode && !shows_mode()
+        self.finds_mtu && by_v6(now) != by_v6(before) || self.finds_mode && !shows_mode()
     }
 }
 
@@ -1057,29 +1045,6 @@ fn no_overlay(surroundings: &Surroundings) -> Result<(), Vec<String>> {
     Err(vec![format!(
         "spec.mode of the Mesh is not set, and this node has an overlay's interface, {interface}; {WHICH_MODE}"
     )])
-}
-
-/// What was reached in this mode: prefixes of pods where these are routed, addresses of nodes where what
-/// is between them is wrapped. A Mesh that changes its mode must not fence the one as if it were the other.
-fn latched_of(
-    mode: Mode,
-    latched: &BTreeSet<IpNet>,
-    settings: &Settings,
-    view: &View,
-) -> BTreeSet<IpNet> {
-    let nodes = view.nodes.iter().flatten();
-    let of_nodes: BTreeSet<IpNet> = nodes
-        .flat_map(|(_, node)| node.addresses.iter().copied().map(IpNet::from))
-        .collect();
-    let of_pods = |prefix: &IpNet| {
-        let mut prefixes = settings.mesh.prefixes.iter();
-        prefix.prefix_len() < prefix.max_prefix_len() || prefixes.any(|all| all.contains(prefix))
-    };
-    let counts = |prefix: &&IpNet| match mode {
-        Mode::Route => of_pods(prefix) && !of_nodes.contains(*prefix),
-        Mode::Overlay => of_nodes.contains(*prefix),
-    };
-    latched.iter().filter(counts).copied().collect()
 }
 
 /// What the nodes show of what a Mesh leaves open.

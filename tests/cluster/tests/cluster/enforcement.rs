@@ -1,10 +1,14 @@
 //! Staged, Strict, Permissive, Removed, and exceptions.
 
+use std::fs;
 use std::time::Duration;
 
-use serde_json::json;
+use kube::api::DeleteParams;
+use serde_json::{Value, json};
 use warren_control::status::{Enforcement, Status};
-use warren_tests_cluster::{Flood, Flow, Lab, Node, PODS, check_reverse_paths_loosely, patiently};
+use warren_tests_cluster::{
+    Cni, Flood, Flow, Lab, Node, PODS, check_reverse_paths_loosely, patiently,
+};
 
 fn enforces(status: &Status, enforcement: Enforcement) -> bool {
     let cluster = status.cluster.as_ref();
@@ -110,6 +114,125 @@ fn what_a_staged_node_once_reached_is_never_sent_in_the_clear_again() {
         flood.stop();
     }
     lab.assert_closed();
+}
+
+#[test]
+fn what_a_staged_node_once_reached_stays_closed_when_its_node_goes() {
+    stays_closed_without_its_node(Cni::Routes, &json!({"podPrefixes": PODS}));
+}
+
+#[test]
+fn what_a_staged_overlay_once_reached_stays_closed_when_its_node_goes() {
+    stays_closed_without_its_node(
+        Cni::Vxlan,
+        &json!({"mode": "Overlay", "overlayPorts": [8472]}),
+    );
+}
+
+fn stays_closed_without_its_node(cni: Cni, mesh: &Value) {
+    let mut lab = Lab::by(cni);
+    lab.mesh(mesh.clone());
+    // Without a daemon: it keeps the cluster staged.
+    let third = lab.join(3);
+    let mut nodes: Vec<Node> = (1..=2).map(|number| lab.join(number)).collect();
+    for node in &mut nodes {
+        node.start();
+    }
+    lab.settle(&nodes);
+    for node in &nodes {
+        node.until_latched();
+    }
+    all_enforce(&nodes, Enforcement::Staged);
+    lab.listen_for(&["10.244.2.0/24", "fd00:10:244:2::/64"]);
+    nodes[0].talk_to(&nodes[1]);
+    let flood = Flood::start(&nodes[0].pod, &nodes[1].pod_addresses());
+    if cni == Cni::Vxlan {
+        // As flannel does it: nobody has to be asked for who that is.
+        nodes[0].host.run(
+            "for address in 10.244.2.0 fd00:10:244:2::; do
+                mac=$(ip neigh show $address dev vx | sed 's/.*lladdr \\([^ ]*\\).*/\\1/')
+                ip neigh replace $address lladdr $mac dev vx nud permanent
+            done",
+        );
+    }
+    nodes[1].end(rustix::process::Signal::TERM);
+    let deleted = lab.wait(lab.nodes().delete("n2", &DeleteParams::default()));
+    deleted.expect("it is there");
+    nodes[0].until("n2 is no peer", |status| {
+        let cluster = status.cluster.as_ref();
+        cluster.is_some_and(|cluster| cluster.peers_expected == 0)
+    });
+    flood.go_on();
+    // Also for one that starts after it went.
+    nodes[0].end(rustix::process::Signal::KILL);
+    nodes[0].start();
+    nodes[0].until("it is staged again", |status| {
+        enforces(status, Enforcement::Staged)
+    });
+    flood.go_on();
+    // What was never reached is open as it was.
+    assert!(nodes[0].pod.reaches("10.244.3.5") && third.pod.reaches("10.244.1.5"));
+    // By the operator's word it opens.
+    let seen = lab.stop_listening();
+    let mut permissive = mesh.clone();
+    permissive["enforcement"] = "Permissive".into();
+    lab.mesh(permissive);
+    all_enforce(&nodes[..1], Enforcement::Permissive);
+    lab.listen_for(&["10.244.2.0/24", "fd00:10:244:2::/64"]);
+    flood.go_on();
+    flood.stop();
+    let open = lab.stop_listening();
+    assert!(!open.leaks.is_empty(), "so this test sees something");
+    seen.assert_closed();
+}
+
+/// A disk that has lost what was closed opens nothing.
+#[test]
+fn a_damaged_latch_closes_all_on_this_node_and_is_told_until_the_operator_opens_it() {
+    let mut lab = Lab::new();
+    lab.mesh(json!({"podPrefixes": PODS}));
+    // Without a daemon: it keeps the cluster staged.
+    let third = lab.join(3);
+    let mut nodes: Vec<Node> = (1..=2).map(|number| lab.join(number)).collect();
+    for node in &mut nodes {
+        node.start();
+    }
+    lab.settle(&nodes);
+    for node in &nodes {
+        node.until_latched();
+    }
+    let damaged = "{\"prefixes\":[\"0.0.0.0/0\"],\"addresses\":[],\"strict\":false}";
+    lab.listen_for(&["10.244.1.0/24", "fd00:10:244:1::/64"]);
+    let flood = Flood::start(&nodes[0].pod, &nodes[1].pod_addresses());
+    for damaged in [damaged, "\0\0\0\0"] {
+        nodes[0].end(rustix::process::Signal::KILL);
+        fs::write(nodes[0].state.join("latch.json"), damaged).expect("a scratch directory");
+        nodes[0].start();
+        nodes[0].until("it says so", |status| {
+            let told = |problem: &String| problem.contains("latch.json was damaged");
+            status.problems.iter().any(told) && enforces(status, Enforcement::Strict)
+        });
+        lab.settle(&nodes);
+        nodes[0].talk_to(&nodes[1]);
+        assert!(!nodes[0].pod.reaches("10.244.3.5"));
+    }
+    // Once more, from what it has written itself.
+    nodes[0].end(rustix::process::Signal::KILL);
+    nodes[0].start();
+    nodes[0].until("it is closed", |status| {
+        enforces(status, Enforcement::Strict)
+    });
+    // The others are none the worse for it.
+    all_enforce(&nodes[1..], Enforcement::Staged);
+    assert!(nodes[1].pod.reaches("10.244.3.5"));
+    flood.go_on();
+    flood.stop();
+    lab.assert_closed();
+    lab.mesh(json!({"podPrefixes": PODS, "enforcement": "Permissive"}));
+    all_enforce(&nodes, Enforcement::Permissive);
+    lab.mesh(json!({"podPrefixes": PODS}));
+    all_enforce(&nodes, Enforcement::Staged);
+    assert!(nodes[0].pod.reaches("10.244.3.5") && third.pod.reaches("10.244.1.5"));
 }
 
 #[test]

@@ -5,15 +5,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use warren_config::{DeviceStatus, PrivateKey, WallTime};
-use warren_k8s::{Epoch, Identity, Known, MeshSpec, Snapshot, View};
+use warren_k8s::{Epoch, Identity, Known, MeshSpec, Mode, Snapshot, View};
 use warren_mesh::{Directory, NodeName};
 use warren_state::{StateDir, StateError};
 
 use super::super::wall_time;
 use super::SESSION;
+use super::latch::Latch;
 
 /// All of it but the key, as one file.
 const SNAPSHOT: &str = "cluster.json";
@@ -58,13 +58,6 @@ pub(super) struct Memory {
     /// Why what is kept could not be written, while it could not, and why what is closed could not.
     unwritten: Option<String>,
     unlatched: Option<String>,
-}
-
-/// What is closed for ever.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Latch {
-    prefixes: BTreeSet<IpNet>,
-    strict: bool,
 }
 
 impl Memory {
@@ -114,9 +107,9 @@ impl Memory {
         };
         let latch = match state.read(LATCH)? {
             None => Latch::default(),
-            Some(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-                tracing::warn!("{LATCH} is damaged ({error}); what it closed is learnt anew");
-                Latch::default()
+            Some(bytes) => Latch::from_bytes(&bytes).unwrap_or_else(|error| {
+                tracing::error!("{LATCH} is damaged: {error}");
+                Latch::lost()
             }),
         };
         let key = match state.private_key() {
@@ -176,12 +169,25 @@ impl Memory {
         self.kept.as_ref().map_or(NOBODY, |kept| &kept.known)
     }
 
-    pub(super) fn latched(&self) -> &BTreeSet<IpNet> {
-        &self.latch.prefixes
+    /// What was reached in this mode, and is closed.
+    pub(super) fn latched(&self, mode: Mode) -> &BTreeSet<IpNet> {
+        self.latch.of(mode)
     }
 
+    /// How many prefixes and addresses are closed.
+    pub(super) fn latched_count(&self) -> usize {
+        self.latch.len()
+    }
+
+    /// The cluster has turned strict, as this node saw it.
     pub(super) fn is_strict(&self) -> bool {
         self.latch.strict
+    }
+
+    /// All is closed here whatever the cluster has come to: it has turned strict, or what was reached is not known
+    /// any more.
+    pub(super) fn closes_all(&self) -> bool {
+        self.latch.strict || self.latch.lost
     }
 
     /// Whether there was traffic with a node before this start.
@@ -274,10 +280,9 @@ impl Memory {
 
     /// These prefixes were reached: they are closed from now on, on the disk before anywhere else.
     /// Whether any is new.
-    pub(super) fn latch(&mut self, reached: &BTreeSet<IpNet>) -> bool {
-        let is_new = !reached.is_subset(&self.latch.prefixes);
+    pub(super) fn latch(&mut self, mode: Mode, reached: &BTreeSet<IpNet>) -> bool {
+        let is_new = self.latch.close(mode, reached);
         if is_new {
-            self.latch.prefixes.extend(reached);
             self.write_latch();
             // What is closed is reached after a restart only with the keys that go with it.
             self.write_after(self.pause_of_large());
@@ -286,10 +291,8 @@ impl Memory {
     }
 
     /// The same where all is closed anyway: it is on the disk soon.
-    pub(super) fn latch_in_time(&mut self, reached: &BTreeSet<IpNet>) {
-        for prefix in reached {
-            self.latch_dirty |= self.latch.prefixes.insert(*prefix);
-        }
+    pub(super) fn latch_in_time(&mut self, mode: Mode, reached: &BTreeSet<IpNet>) {
+        self.latch_dirty |= self.latch.close(mode, reached);
     }
 
     /// The cluster has turned strict, as this node sees it.
@@ -307,8 +310,7 @@ impl Memory {
     }
 
     fn write_latch(&mut self) {
-        let bytes = serde_json::to_vec(&self.latch).expect("prefixes are texts");
-        let written = self.state.write(LATCH, &bytes);
+        let written = self.state.write(LATCH, &self.latch.to_bytes());
         // What failed is tried again at the next tick.
         self.latch_dirty = written.is_err();
         let then = match self.latch == Latch::default() {
@@ -370,8 +372,16 @@ impl Memory {
     }
 
     /// What people should know of the disk, a sentence each.
-    pub(super) fn complaints(&self) -> impl Iterator<Item = &str> {
-        (self.unlatched.iter().chain(&self.unwritten)).map(String::as_str)
+    pub(super) fn complaints(&self) -> impl Iterator<Item = String> {
+        let lost = self.latch.lost.then(|| {
+            format!(
+                "{LATCH} was damaged, and what was reached before is not known any more: this node sends nothing \
+                 in the clear; remove the file from the state directory and start the daemon again to have it \
+                 learnt anew, or set spec.enforcement of the Mesh to Permissive"
+            )
+        });
+        let unwritten = self.unlatched.iter().chain(&self.unwritten);
+        lost.into_iter().chain(unwritten.cloned())
     }
 
     /// Writes what had to wait.
@@ -550,10 +560,10 @@ mod tests {
         memory.tick();
         assert_eq!(scratch.mesh(), Some(port(1)));
         memory.took_mesh(&port(2));
-        memory.latch_in_time(&prefixes());
+        memory.latch_in_time(Mode::Route, &prefixes());
         memory.end();
         assert_eq!(scratch.mesh(), Some(port(2)));
-        assert_eq!(scratch.start().latched(), &prefixes());
+        assert_eq!(scratch.start().latched(Mode::Route), &prefixes());
     }
 
     #[tokio::test(start_paused = true)]
@@ -579,16 +589,49 @@ mod tests {
         let scratch = Scratch::new("closed");
         let mut memory = scratch.start();
         memory.took_mesh(&port(1));
-        assert!(memory.latch(&prefixes()));
+        assert!(memory.latch(Mode::Route, &prefixes()));
         assert_eq!(scratch.mesh(), Some(port(1)), "of a small cluster");
-        assert!(!memory.latch(&prefixes()), "it is nothing new");
+        assert!(!memory.latch(Mode::Route, &prefixes()), "it is nothing new");
         memory.took = Duration::from_secs(1);
         memory.took_mesh(&port(2));
         let more: BTreeSet<IpNet> = ["10.244.2.0/24".parse().expect("a prefix")].into();
-        assert!(memory.latch(&more));
+        assert!(memory.latch(Mode::Route, &more));
         assert_eq!(scratch.mesh(), Some(port(1)), "a large one waits");
         let memory = scratch.start();
-        assert_eq!(memory.latched(), &(&prefixes() | &more));
+        assert_eq!(memory.latched(Mode::Route), &(&prefixes() | &more));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_damaged_latch_closes_all_until_the_operator_opens_it() {
+        let scratch = Scratch::new("damaged");
+        let mut memory = scratch.start();
+        memory.latch(Mode::Route, &prefixes());
+        for damaged in [
+            &b"{\"prefixes\":[\"0.0.0.0/0\"],\"addresses\":[],\"strict\":false}"[..],
+            b"{",
+        ] {
+            memory
+                .state
+                .write(LATCH, damaged)
+                .expect("a scratch directory");
+            memory = scratch.start();
+            assert!(memory.closes_all() && memory.latched_count() == 0);
+            // It is no word of the cluster's, for others to follow.
+            assert!(!memory.is_strict());
+            assert!(
+                memory
+                    .complaints()
+                    .any(|told| told.contains("latch.json was damaged"))
+            );
+        }
+        // What is closed from now on replaces nothing of that.
+        memory.latch_in_time(Mode::Route, &prefixes());
+        memory.end();
+        let mut memory = scratch.start();
+        assert!(memory.closes_all() && memory.latched(Mode::Route) == &prefixes());
+        memory.forget_latch();
+        let memory = scratch.start();
+        assert!(!memory.closes_all() && memory.complaints().next().is_none());
     }
 
     #[tokio::test(start_paused = true)]
@@ -597,7 +640,7 @@ mod tests {
         let mut memory = scratch.start();
         scratch.put_away();
         memory.took_mesh(&port(1));
-        memory.latch(&prefixes());
+        memory.latch(Mode::Route, &prefixes());
         let told = |memory: &Memory| -> Vec<String> {
             let told = memory.complaints().map(|told| {
                 let (_, follows) = told.split_once("; ").expect("what follows");
@@ -614,12 +657,12 @@ mod tests {
         memory.forget_latch();
         let closed = "after a restart what was closed and is open now would be closed again";
         assert_eq!(told(&memory), [closed, unknown]);
-        memory.latch(&prefixes());
+        memory.latch(Mode::Route, &prefixes());
 
         scratch.put_back();
         memory.tick();
         assert_eq!(told(&memory), [unknown], "that is not due yet");
-        assert_eq!(scratch.start().latched(), &prefixes());
+        assert_eq!(scratch.start().latched(Mode::Route), &prefixes());
         advance(PAUSE).await;
         memory.tick();
         assert_eq!(memory.complaints().count(), 0);

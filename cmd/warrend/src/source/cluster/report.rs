@@ -156,12 +156,14 @@ impl ClusterSource {
         let is_ready = |name: &NodeName| {
             nodes.is_some_and(|nodes| nodes.get(name.as_str()).is_some_and(|node| node.ready))
         };
-        let latched = self.memory.latched();
+        let mode = (self.made.as_ref()).map(|made| made.book.settings().mode);
+        let latched = mode.map(|mode| self.memory.latched(mode));
         let is_reached = |key| {
             let claims = plan.device.peers.get(&key);
             let claims = claims.into_iter().flat_map(|peer| &peer.allowed_ips);
             let mut claims = claims.peekable();
-            claims.peek().is_some() && claims.all(|claim| latched.contains(claim))
+            claims.peek().is_some()
+                && claims.all(|claim| latched.is_some_and(|latched| latched.contains(claim)))
         };
         let key = |name: &NodeName| plan.peers.get(name)?.public_key;
         (self.roster.unready().iter())
@@ -326,7 +328,7 @@ impl ClusterSource {
                 _ => BTreeMap::new(),
             },
             latched: progress.latched,
-            latched_prefixes: u32::try_from(self.memory.latched().len()).unwrap_or(u32::MAX),
+            latched_prefixes: u32::try_from(self.memory.latched_count()).unwrap_or(u32::MAX),
             peers_expected: progress.peers_expected,
             peers_ready: progress.peers_ready,
             api: api.collect(),
@@ -367,7 +369,7 @@ impl ClusterSource {
         if let more @ 1.. = count.saturating_sub(NAMED) {
             complaints.push(format!("and {more} more of the kind"));
         }
-        complaints.extend(self.memory.complaints().map(str::to_owned));
+        complaints.extend(self.memory.complaints());
         if let Some(Stage::Staged(holdups)) = self.made.as_ref().map(|made| &made.stage) {
             complaints.push(format!("the mesh is staged: {holdups}"));
         }
