@@ -224,6 +224,11 @@ impl Host {
         Ok(surroundings)
     }
 
+    /// The interfaces of overlays, by which a CNI may carry its pods' traffic.
+    pub fn overlays(&mut self) -> Result<BTreeSet<String>, HostError> {
+        Ok(self.kernel.overlays()?)
+    }
+
     /// What [`Self::converge`] would change now.
     pub fn preview(&mut self, config: &HostConfig) -> Result<Vec<Change>, HostError> {
         let observed = self.observe(config)?;

@@ -244,6 +244,13 @@ impl Kernel {
         Ok(Nftables::Present(self.features))
     }
 
+    /// The interfaces of overlays.
+    pub(crate) fn overlays(&mut self) -> Result<BTreeSet<String>, KernelError> {
+        let observed = self.observe(std::iter::empty())?;
+        let overlays = observed.links.into_values().filter(Link::wraps);
+        Ok(overlays.map(|link| link.name).collect())
+    }
+
     /// Looks at what is around the tunnel that is configured like this; `resolv_conf` is the resolver's
     /// file.
     pub(crate) fn surroundings(
@@ -290,7 +297,7 @@ impl Kernel {
         }
         let others = (observed.links.values())
             .filter(|link| link.name != interface && link.name != LOOPBACK);
-        let wraps = |link: &&Link| (link.kind.as_deref()).is_some_and(|it| OVERLAYS.contains(&it));
+        let wraps = |link: &&Link| link.wraps();
         let is_behind = |link: &&Link| match config.steering {
             // A bridge says what its ports were given, and each port what is at its other end.
             Steering::Prefixes => {
@@ -309,6 +316,13 @@ impl Kernel {
 }
 
 /// The name servers of a `resolv.conf`.
+impl Link {
+    /// Whether it wraps what it is given, as an overlay does.
+    fn wraps(&self) -> bool {
+        (self.kind.as_deref()).is_some_and(|kind| OVERLAYS.contains(&kind))
+    }
+}
+
 /// The routes of a table that is not ours, unless there are more than `bound`.
 fn routes_within(
     family: Family,

@@ -71,6 +71,8 @@ pub(crate) struct ClusterSource {
     denied: Vec<String>,
     /// What followed from it last.
     made: Option<Made>,
+    /// This host had an overlay's interface when there was no Mesh.
+    has_overlay: bool,
     /// The API has told something in this run that was believed.
     is_live: bool,
     /// The Node was Ready when the API told of it last.
@@ -169,6 +171,7 @@ impl ClusterSource {
             refused: Vec::new(),
             denied: Vec::new(),
             made: None,
+            has_overlay: false,
             is_live: false,
             was_ready: false,
             roster: Roster::new(rand_seed()?),
@@ -509,7 +512,9 @@ impl ClusterSource {
             if view.mesh.is_none() {
                 return Err(self.waiting());
             }
-            let proposal = proposal(view);
+            let overlays = host.overlays();
+            self.has_overlay = overlays.is_ok_and(|overlays| !overlays.is_empty());
+            let proposal = proposal(view, self.has_overlay);
             return Err(format!(
                 "there is no Mesh called default; make one with {proposal}"
             ));
@@ -1047,10 +1052,10 @@ fn no_overlay(surroundings: &Surroundings) -> Result<(), Vec<String>> {
     )])
 }
 
-/// What the nodes show of what a Mesh leaves open.
-fn proposal(view: &View) -> Proposal {
+/// What the nodes, and this host's interfaces, show of what a Mesh leaves open.
+fn proposal(view: &View, has_overlay: bool) -> Proposal {
     let none = BTreeMap::new();
-    Proposal::of(view.nodes.as_ref().unwrap_or(&none), false)
+    Proposal::of(view.nodes.as_ref().unwrap_or(&none), has_overlay)
 }
 
 fn rand_seed() -> anyhow::Result<u64> {

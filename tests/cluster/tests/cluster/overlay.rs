@@ -107,6 +107,18 @@ fn an_overlay_that_is_made_after_the_daemon_has_started_is_told_of() {
 }
 
 #[test]
+fn where_the_cni_wraps_pods_traffic_overlay_is_proposed_before_there_is_a_mesh() {
+    for (cni, mode) in [(Cni::Vxlan, "Overlay"), (Cni::Routes, "Route")] {
+        let lab = Lab::by(cni);
+        let mut node = lab.join(1);
+        node.start();
+        let proposed = format!("make one with mode: {mode} and podPrefixes: [10.244.1.0/24,");
+        lab.until_unconfigured("n1", &proposed);
+        assert!(node.http("/readyz").contains(&proposed));
+    }
+}
+
+#[test]
 fn a_mesh_that_changes_from_overlay_to_route_cuts_no_node_off() {
     let lab = Lab::by(Cni::Vxlan);
     lab.mesh(json!({"mode": "Overlay", "overlayPorts": [8472]}));

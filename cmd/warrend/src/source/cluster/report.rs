@@ -110,7 +110,7 @@ impl ClusterSource {
         if let Some(view) = &self.believed {
             let mesh = view.mesh.as_ref().and_then(Option::as_ref);
             let configured = match self.refused.is_empty() {
-                true => configured(mesh, Ok(&()), || proposal(view)),
+                true => configured(mesh, Ok(&()), || proposal(view, self.has_overlay)),
                 false => not("Unusable"),
             };
             conditions.insert(ConditionType::Configured, configured);
@@ -219,7 +219,8 @@ impl ClusterSource {
             .filter(|stated| !is_anew && stated.reason == "ModeDetected");
         let mut configured = match (&self.refused[..], view, detected) {
             ([], Some(_), Some(detected)) => detected.clone(),
-            ([], Some(view), None) => configured(mesh, Ok(&()), || proposal(view)),
+            // A mode that is not set was found, and an overlay's interface has not been there then.
+            ([], Some(view), None) => configured(mesh, Ok(&()), || proposal(view, false)),
             _ => self.unusable(),
         };
         if configured.reason == "ModeDetected"
