@@ -181,10 +181,8 @@ pub(crate) fn keep_refusals(socket: BorrowedFd<'_>, is_v4: bool) -> io::Result<(
     }
 }
 
-/// The next ICMP error about a datagram of a socket, as bytes: where that was sent to (`struct sockaddr`) and the
-/// control messages. `None` if there is none now.
-pub(crate) fn refusal(socket: BorrowedFd<'_>) -> io::Result<Option<(Vec<u8>, Vec<u8>)>> {
-    let mut to = vec![0u8; size_of::<libc::sockaddr_storage>()];
+/// The next ICMP error about a datagram of a socket: its control messages, as bytes. `None` if there is none now.
+pub(crate) fn refusal(socket: BorrowedFd<'_>) -> io::Result<Option<Vec<u8>>> {
     let mut control = vec![0u8; 512];
     let mut payload = [0u8; 64];
     let mut vector = libc::iovec {
@@ -193,14 +191,12 @@ pub(crate) fn refusal(socket: BorrowedFd<'_>) -> io::Result<Option<(Vec<u8>, Vec
     };
     // SAFETY: the structure is plain numbers and pointers, of which zero is one of each.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-    message.msg_name = to.as_mut_ptr().cast();
-    message.msg_namelen = to.len() as libc::socklen_t;
     message.msg_iov = &raw mut vector;
     message.msg_iovlen = 1;
     message.msg_control = control.as_mut_ptr().cast();
     message.msg_controllen = control.len() as _;
-    // SAFETY: the pointers and lengths in `message` are those of `to`, `vector` and `control`, and that in
-    // `vector` is that of `payload`; all outlive the call.
+    // SAFETY: the pointers and lengths in `message` are those of `vector` and `control`, and that in `vector` is
+    // that of `payload`; all outlive the call.
     let length = unsafe {
         libc::recvmsg(
             socket.as_raw_fd(),
@@ -215,9 +211,8 @@ pub(crate) fn refusal(socket: BorrowedFd<'_>) -> io::Result<Option<(Vec<u8>, Vec
             _ => Err(error),
         };
     }
-    to.truncate(message.msg_namelen as usize);
     control.truncate(message.msg_controllen as usize);
-    Ok(Some((to, control)))
+    Ok(Some(control))
 }
 
 fn set(socket: BorrowedFd<'_>, level: i32, option: i32, value: i32) -> io::Result<()> {

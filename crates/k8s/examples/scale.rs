@@ -94,14 +94,6 @@ fn main() {
             view.directory(&settings, &known)
         }),
     );
-    let mut updated = view.directory(&settings, &known);
-    print(
-        "a changed node: the directory, by name",
-        &time(|| {
-            let name = change(&mut view);
-            updated.update(&view, &settings, &known, [&name])
-        }),
-    );
     let this: NodeName = name(0).parse().expect("a name");
     let steered = BTreeSet::new();
     let underlay = Underlay::default();

@@ -203,39 +203,6 @@ impl View {
     }
 }
 
-impl Entries {
-    /// Brings these, which are of the same `settings` and of an earlier state of `view`, to what
-    /// [`View::directory`] gives now, where only the nodes of these names have changed since, in the
-    /// view or in what is `known`. The others are not looked at. Which entries differ from before: none
-    /// where only what daemons say of their progress did.
-    pub fn update<'a>(
-        &mut self,
-        view: &View,
-        settings: &Settings,
-        known: &Known,
-        names: impl IntoIterator<Item = &'a String>,
-    ) -> BTreeSet<NodeName> {
-        let names: BTreeSet<&String> = names.into_iter().collect();
-        (self.findings).retain(|finding| !names.contains(&finding.node));
-        let mut changed = BTreeSet::new();
-        for name in names {
-            let Ok(key) = name.parse::<NodeName>() else {
-                view.enter(name, settings, known, self);
-                continue;
-            };
-            let before = (self.uids.remove(&key), self.directory.nodes.remove(&key));
-            view.enter(name, settings, known, self);
-            let after = (self.uids.get(&key), self.directory.nodes.get(&key));
-            if (before.0.as_ref(), before.1.as_ref()) != after {
-                changed.insert(key);
-            }
-        }
-        // Stable: the findings of one node stay in their order.
-        self.findings.sort_by(|a, b| a.node.cmp(&b.node));
-        changed
-    }
-}
-
 /// One node: prefixes and addresses from its `Node`, the key from its record.
 fn entry(
     name: &NodeName,

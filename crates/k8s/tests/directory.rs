@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use proptest::prelude::*;
 use warren_k8s::{
     Book, Distrust, Enforcement, Entries, Identity, Issue, Known, MeshSpec, Mode, NodeFacts,
-    Progress, Record, RecordError, Settings, SettingsError, View,
+    Progress, Record, Settings, SettingsError, View,
 };
 use warren_mesh::{
     Cause, Field, Node, NodeName, Place, Resolved, Secrets, Severity, Underlay, plan,
@@ -325,35 +325,6 @@ proptest! {
         for i in (0..4).filter(|i| *i != which) {
             let name = name(&format!("n{i}"));
             prop_assert_eq!(&before.nodes[&name], &after.nodes[&name]);
-        }
-    }
-
-    /// Bringing entries up to date by name gives what making them anew gives.
-    #[test]
-    fn what_is_updated_by_name_is_what_is_made_anew(
-        steps in proptest::collection::vec((0..4u8, 0..4u8, any_record(), any::<bool>()), 1..12),
-    ) {
-        let mut view = view([], []);
-        let settings = settings();
-        let known = Known::default();
-        let mut entries = view.directory(&settings, &known);
-        for (name, kind, record, bad) in steps {
-            let name = format!("n{name}");
-            let nodes = view.nodes.as_mut().expect("there are");
-            let records = view.records.as_mut().expect("there are");
-            match kind {
-                0 => drop(nodes.insert(name.clone(), node(&record.node_uid, 1))),
-                1 => drop(nodes.remove(&name)),
-                2 => drop(records.remove(&name)),
-                _ if bad => drop(records.insert(name.clone(), Err(RecordError::Port))),
-                _ => drop(records.insert(name.clone(), Ok(record))),
-            }
-            let before = entries.clone();
-            let changed = entries.update(&view, &settings, &known, [&name]);
-            prop_assert_eq!(&entries, &view.directory(&settings, &known));
-            let differs = before.directory != entries.directory || before.uids != entries.uids;
-            prop_assert_eq!(changed.into_iter().map(|name| name.to_string()).collect::<Vec<_>>(),
-                if differs { vec![name] } else { Vec::new() });
         }
     }
 

@@ -1,12 +1,12 @@
 //! What starts among thousands cost one node: who calls whom and when is the roster's, the rest the router's.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 use warren_config::PublicKey;
-use warren_mesh::{Candidate, NodeName, Roster};
+use warren_mesh::{Candidate, NodeName, RESOLVE_AGAIN_SECS, Roster};
 use warren_tests_simulation::node::{Batches, Done, flight, wall};
 use warren_tests_simulation::wire::Flight;
 use warren_tests_simulation::{Node, Random};
@@ -18,6 +18,8 @@ const NODES: usize = 5000;
 const HUB: usize = 0;
 /// Between two looks at who has something to do.
 const STEP: Duration = Duration::from_millis(100);
+/// A daemon looks at all its peers this often, and otherwise at those whose time has come.
+const TICK: Duration = Duration::from_secs(RESOLVE_AGAIN_SECS);
 /// How long an epoch is on its way to everybody.
 const HEARD: Duration = Duration::from_secs(2);
 
@@ -93,8 +95,12 @@ struct World {
     names: Vec<(NodeName, PublicKey)>,
     rosters: Vec<Roster>,
     epochs: Vec<i64>,
-    /// When each looks at its peers again.
-    looks: Vec<Option<Duration>>,
+    /// Those whose newest start the others have not heard of.
+    unheard: BTreeSet<usize>,
+    /// When each looks at those of its peers whose time has come.
+    glances: Vec<Option<Duration>>,
+    /// When each looks at all of them.
+    looks: Vec<Duration>,
     at: HashMap<SocketAddr, usize>,
     now: Instant,
     wire: VecDeque<Flight>,
@@ -130,7 +136,9 @@ impl World {
         let mut world = Self {
             rosters: (0..=NODES as u64).map(Roster::new).collect(),
             epochs: vec![1; NODES + 1],
-            looks: vec![None; NODES + 1],
+            unheard: BTreeSet::new(),
+            glances: vec![None; NODES + 1],
+            looks: vec![Duration::ZERO; NODES + 1],
             names: (0..)
                 .zip(&nodes)
                 .map(|(number, node)| {
@@ -148,7 +156,7 @@ impl World {
             datagrams: 0,
             cpu: Duration::ZERO,
         };
-        world.tell(HUB, &|_| false);
+        world.start(HUB, &|_| false);
         world
     }
 
@@ -157,23 +165,34 @@ impl World {
         self.nodes[node].restart(self.now);
         self.epochs[node] += 1;
         self.rosters[node] = Roster::new((node as u64) << 32 | self.epochs[node].unsigned_abs());
-        self.tell(node, &spoke_with);
+        self.unheard.insert(node);
+        self.start(node, &spoke_with);
     }
 
-    /// All hear of the newest start of their peers.
+    /// All hear of the newest start of their peers: a change of these alone.
     fn hear(&mut self) {
-        (0..=NODES).for_each(|node| self.tell(node, &|_| false));
+        for started in std::mem::take(&mut self.unheard) {
+            let told = if started == HUB { 1..=NODES } else { HUB..=HUB };
+            for node in told {
+                let candidate = self.candidate(started, false);
+                let before = cpu_time();
+                let now = self.time();
+                self.rosters[node].set(candidate, NODES + 1, now);
+                self.spent(node, before);
+                self.glances[node] = Some(now);
+            }
+        }
     }
 
-    /// A node knows of its peers what is to be known.
-    fn tell(&mut self, node: usize, first: &dyn Fn(usize) -> bool) {
+    /// A daemon that starts plans all, and looks at all.
+    fn start(&mut self, node: usize, first: &dyn Fn(usize) -> bool) {
         let peers = if node == HUB { 1..=NODES } else { HUB..=HUB };
         let peers: Vec<_> = peers
             .map(|peer| self.candidate(peer, first(peer)))
             .collect();
         let now = self.time();
         self.rosters[node].update(peers, NODES + 1, now);
-        self.looks[node] = Some(now);
+        self.looks[node] = now;
     }
 
     fn candidate(&self, peer: usize, first: bool) -> Candidate {
@@ -231,18 +250,30 @@ impl World {
     }
 
     fn look(&mut self, node: usize) {
-        let now = self.time();
-        if self.looks[node].is_none_or(|at| at > now) {
+        let (now, wall) = (self.time(), wall(self.now));
+        let is_all = self.looks[node] <= now;
+        if !is_all && self.glances[node].is_none_or(|at| at > now) {
             return;
         }
         let before = cpu_time();
-        let device = self.nodes[node].router.status(self.now, wall(self.now));
-        let seen = self.rosters[node].look(&device, wall(self.now), now);
-        self.nodes[node].router.rekey(&seen.calls, self.now);
+        let router = &self.nodes[node].router;
+        let roster = &mut self.rosters[node];
+        let (calls, next) = if is_all {
+            let seen = roster.look(&router.status(self.now, wall), wall, now);
+            (seen.calls, seen.next)
+        } else {
+            let status = |key: &PublicKey| router.peer_status(key, self.now, wall);
+            let glance = roster.glance(status, wall, now);
+            (glance.calls, glance.next)
+        };
+        router.rekey(&calls, self.now);
         self.spent(node, before);
-        self.looks[node] = seen.next;
+        self.glances[node] = next;
+        if is_all {
+            self.looks[node] = now + TICK;
+        }
         if node == HUB {
-            self.ready = seen.ready.len();
+            self.ready = self.rosters[HUB].ready().len();
         }
     }
 

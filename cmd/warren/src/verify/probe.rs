@@ -108,7 +108,7 @@ impl Datagrams {
     }
 
     fn is_refused(&self) -> bool {
-        while let Ok(Some((_, control))) = sys::refusal(self.socket.as_fd()) {
+        while let Ok(Some(control)) = sys::refusal(self.socket.as_fd()) {
             if refused_by(&control) == Some(self.to) {
                 return true;
             }
