@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use kube::api::{DeleteParams, ListParams};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt as _};
 use serde_json::json;
 use warren_k8s::MeshNode;
-use warren_tests_cluster::{ASKED_AGAIN, Flow, Lab, PODS, patiently};
+use warren_tests_cluster::{ASKED_AGAIN, Flow, Lab, Node, PODS, patiently};
 
 #[test]
 fn an_api_server_that_is_away_changes_nothing_and_is_followed_when_it_is_back() {
@@ -254,6 +255,63 @@ fn a_mesh_that_cannot_work_is_refused_with_a_sentence_and_the_last_good_one_stay
     }
     flow.end_whole();
     lab.assert_closed();
+}
+
+/// As a newer version's resources take it, which an older daemon follows for a while.
+#[test]
+fn a_mesh_that_cannot_be_read_is_named_and_the_last_good_one_stays() {
+    let (mut lab, mut nodes) = Lab::of(2, "Strict");
+    lab.settle(&nodes);
+    let resources: Api<CustomResourceDefinition> = Api::all(lab.cluster.admin.clone());
+    let mut resource = lab.wait(resources.get("meshes.mesh.warren.dev"));
+    let resource = resource.as_mut().expect("it is installed");
+    let mut text = serde_json::to_value(&resource.spec).expect("JSON");
+    let spec = &mut text["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
+    let values = &mut spec["properties"]["enforcement"]["enum"];
+    values
+        .as_array_mut()
+        .expect("a list")
+        .push("Paranoid".into());
+    let (by, patch) = (PatchParams::default(), Patch::Merge(json!({"spec": text})));
+    let patched = resources.patch("meshes.mesh.warren.dev", &by, &patch);
+    lab.wait(patched).expect("the operator may");
+    lab.listen();
+    let flow = Flow::start(&nodes[0].pod, &nodes[1].pod, "10.244.2.5");
+    let newer = json!({"podPrefixes": PODS, "enforcement": "Paranoid", "mtu": 1300});
+    patiently("the server takes it", Duration::from_secs(30), || {
+        lab.try_mesh(newer.clone()).is_ok()
+    });
+    let sentence = ["enforcement", "Paranoid"];
+    let says = |text: &str| sentence.iter().all(|part| text.contains(part));
+    let named = |node: &Node| {
+        node.until("it is named", |status| {
+            status.unready.as_deref().is_some_and(says)
+        });
+        assert!(node.log().lines().any(says), "{}", node.log());
+        assert!(says(&node.http("/readyz")));
+        patiently("its record says so", Duration::from_secs(30), || {
+            let status = lab.record(&node.name).and_then(|record| record.status);
+            let mut conditions = status.into_iter().flat_map(|status| status.conditions);
+            conditions
+                .any(|it| it.type_ == "Configured" && it.status == "False" && says(&it.message))
+        });
+        let mtu = node.host.run("cat /sys/class/net/warren0/mtu");
+        assert_ne!(mtu.trim(), "1300", "nothing of it is in force");
+    };
+    nodes.iter().for_each(named);
+    flow.go_on();
+    // Also for a daemon that starts now.
+    nodes[1].end(rustix::process::Signal::TERM);
+    nodes[1].start();
+    named(&nodes[1]);
+    flow.go_on();
+    flow.stop();
+    nodes[0].talk_to(&nodes[1]);
+    lab.assert_closed();
+    lab.mesh(json!({"podPrefixes": PODS, "enforcement": "Strict"}));
+    for node in &nodes {
+        node.until("it is ready again", |status| status.unready.is_none());
+    }
 }
 
 #[test]

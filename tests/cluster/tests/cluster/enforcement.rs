@@ -341,6 +341,35 @@ fn a_permissive_mesh_encrypts_what_it_reaches_and_lets_the_rest_pass() {
     assert!(nodes[0].pod.reaches("10.244.3.5"));
 }
 
+/// Initiations go unanswered for a minute and a half before a peer is no longer ready.
+#[test]
+fn a_permissive_mesh_sends_in_the_clear_what_a_dead_peer_took_and_encrypts_again_when_it_is_back() {
+    let (mut lab, mut nodes) = Lab::of(2, "Permissive");
+    lab.settle(&nodes);
+    lab.listen();
+    nodes[0].talk_to(&nodes[1]);
+    lab.assert_closed();
+    // Nothing of it is left on its host that would take the answers.
+    nodes[1].end(rustix::process::Signal::KILL);
+    let run = nodes[1].host.warrend("uninstall", &nodes[1].state);
+    assert!(run.success, "{run}");
+    assert!(!nodes[0].pod.reaches("10.244.2.5"), "it may be busy");
+    let took = patiently("in the clear", Duration::from_secs(180), || {
+        nodes[0].pod.reaches("10.244.2.5") && nodes[0].pod.reaches("fd00:10:244:2::5")
+    });
+    eprintln!("in the clear after {took:?}");
+    let cluster = nodes[0].daemon().status().cluster.expect("it is of one");
+    assert_eq!((cluster.peers_ready, cluster.peers_expected), (0, 1));
+    nodes[1].start();
+    for node in &mut nodes {
+        node.be_patient(Duration::from_secs(120));
+    }
+    lab.settle(&nodes);
+    lab.listen();
+    nodes[0].talk_to(&nodes[1]);
+    lab.assert_closed();
+}
+
 #[test]
 fn a_refused_mesh_opens_nothing_of_what_a_staged_one_has_closed() {
     let mut lab = Lab::new();
