@@ -73,6 +73,9 @@ pub struct Progress {
     pub enforcement: Option<Enforcement>,
     /// Its node has turned strict.
     pub latched: bool,
+    /// What is closed on this node while it is staged. Each reads its own alone: of others it is empty.
+    #[serde(skip)]
+    pub latched_prefixes: Vec<IpNet>,
 }
 
 /// Why a [`MeshNode`](crate::MeshNode) is no record.
@@ -201,6 +204,7 @@ impl Progress {
             }),
             enforcement: status.enforcement,
             latched: status.latched,
+            latched_prefixes: Vec::new(),
         }
     }
 }

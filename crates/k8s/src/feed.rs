@@ -13,6 +13,7 @@ use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use tokio::sync::watch as signal;
 use tokio::task::JoinSet;
 use tokio::time::{self, Instant};
@@ -21,7 +22,7 @@ use warren_mesh::NodeName;
 use crate::access::{Client, Failure};
 use crate::directory::{Before, View};
 use crate::objects::MeshNodeObject;
-use crate::resources::MeshSpec;
+use crate::resources::{MeshSpec, Mode};
 
 /// Events that arrive within this belong to one change.
 const GATHER: Duration = Duration::from_millis(10);
@@ -196,6 +197,20 @@ impl Feed {
     /// before.
     pub fn unreadable_mesh(&self) -> Option<String> {
         self.shared.store().unreadable_mesh.clone()
+    }
+
+    /// What this node's own record says to be closed on it
+    /// ([`latched_prefixes`](crate::MeshNodeStatus::latched_prefixes)), and in which mode it was reached; `None`
+    /// where there is none of the Node of this `uid`.
+    pub fn latched(&self, uid: &str) -> Option<(Mode, Vec<IpNet>)> {
+        let store = self.shared.store();
+        let own = store.own.as_ref()?;
+        let spec = own.spec.as_ref().filter(|spec| spec.node_uid == uid)?;
+        let status = own.status.iter();
+        let latched = status.flat_map(|status| &status.latched_prefixes);
+        // What cannot be read was written by no daemon.
+        let latched = latched.filter_map(|prefix| prefix.parse().ok());
+        Some((spec.mode, latched.collect()))
     }
 
     /// How each resource is followed.

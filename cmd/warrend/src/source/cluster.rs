@@ -19,9 +19,9 @@ use ipnet::IpNet;
 use tokio::time::{Instant, sleep_until};
 use warren_config::{HostConfig, PublicKey};
 use warren_k8s::{
-    Access, Before, Book, Client, Distrust, Event as Told, Feed, Known, MeshSpec, Mode, NodeFacts,
-    Own, Progress, Proposal, Publisher, Record, Settings, Severity as Gravity, Stage, View,
-    connect,
+    Access, Before, Book, Client, Distrust, Event as Told, Feed, Identity, Known, MeshSpec, Mode,
+    NodeFacts, Own, Progress, Proposal, Publisher, Record, Settings, Severity as Gravity, Stage,
+    View, connect,
 };
 use warren_mesh::{
     Candidate, Cause, Enforcement, NodeName, Place, Plan, Resolved, Roster, Secrets, Severity,
@@ -80,6 +80,8 @@ pub(crate) struct ClusterSource {
     roster: Roster,
     /// Those with whom there was traffic before this start have been called.
     has_called: bool,
+    /// What the record has of an earlier run was looked at.
+    has_recalled: bool,
     /// What the peers take that are ready.
     reached: BTreeSet<IpNet>,
     /// The plan follows no more from what is known.
@@ -176,6 +178,7 @@ impl ClusterSource {
             was_ready: false,
             roster: Roster::new(rand_seed()?),
             has_called: false,
+            has_recalled: false,
             reached: BTreeSet::new(),
             is_stale: false,
             has_news: false,
@@ -417,6 +420,14 @@ impl ClusterSource {
             if became {
                 // Sessions of another are none of this node's.
                 self.roster = Roster::new(rand_seed().map_err(|error| format!("{error:#}"))?);
+            }
+            let is_it = |identity: &Identity| identity.cluster == *cluster;
+            if !self.has_recalled && self.memory.identity().is_some_and(is_it) {
+                self.has_recalled = true;
+                // Before anything is published, which replaces it.
+                if let Some((mode, latched)) = self.feed.latched(&own.uid) {
+                    self.memory.recall(mode, &latched);
+                }
             }
         }
         let Some(identity) = self.memory.identity() else {
@@ -1093,6 +1104,7 @@ mod tests {
             unreached: Some(vec!["n3".to_owned()]),
             enforcement: Some(warren_k8s::Enforcement::Staged),
             latched: false,
+            latched_prefixes: Vec::new(),
         };
         let before = Before {
             node: Some(NodeFacts::default()),

@@ -230,6 +230,9 @@ fn status(wanted: &Wanted, before: Option<&MeshNodeStatus>, now: Timestamp) -> M
         unreached: progress.unreached.clone(),
         enforcement: progress.enforcement,
         latched: progress.latched,
+        latched_prefixes: (progress.latched_prefixes.iter())
+            .map(ToString::to_string)
+            .collect(),
         conditions: conditions.collect(),
     }
 }

@@ -3,9 +3,11 @@
 use std::fs;
 use std::time::Duration;
 
+use kube::Api;
 use kube::api::DeleteParams;
 use serde_json::{Value, json};
 use warren_control::status::{Enforcement, Status};
+use warren_k8s::MeshNode;
 use warren_tests_cluster::{
     Cni, Flood, Flow, Lab, Node, PODS, check_reverse_paths_loosely, patiently,
 };
@@ -184,6 +186,53 @@ fn stays_closed_without_its_node(cni: Cni, mesh: &Value) {
     let open = lab.stop_listening();
     assert!(!open.leaks.is_empty(), "so this test sees something");
     seen.assert_closed();
+}
+
+/// Its record has it, too, also when the key of whoever was reached has gone meanwhile.
+#[test]
+fn a_staged_node_that_has_lost_its_disk_takes_what_was_closed_from_its_record() {
+    let mut lab = Lab::new();
+    lab.mesh(json!({"podPrefixes": PODS}));
+    // Without a daemon: it keeps the cluster staged.
+    let third = lab.join(3);
+    let mut nodes: Vec<Node> = (1..=2).map(|number| lab.join(number)).collect();
+    for node in &mut nodes {
+        node.start();
+    }
+    lab.settle(&nodes);
+    patiently(
+        "its record has what is closed",
+        Duration::from_secs(30),
+        || {
+            let status = lab.record("n1").and_then(|record| record.status);
+            let latched = status.map(|status| status.latched_prefixes);
+            latched.is_some_and(|it| it.contains(&"10.244.2.0/24".to_owned()) && it.len() == 2)
+        },
+    );
+    for node in &mut nodes {
+        node.end(rustix::process::Signal::TERM);
+    }
+    let records: Api<MeshNode> = Api::all(lab.cluster.admin.clone());
+    let deleted = lab.wait(records.delete("n2", &DeleteParams::default()));
+    deleted.expect("it is there");
+    fs::remove_dir_all(&nodes[0].state).expect("it is there");
+    lab.listen_for(&["10.244.2.0/24", "fd00:10:244:2::/64"]);
+    let flood = Flood::start(&nodes[0].pod, &nodes[1].pod_addresses());
+    nodes[0].start();
+    nodes[0].until("it is staged, and knows what is closed", |status| {
+        let cluster = status.cluster.as_ref();
+        let latched = cluster.map_or(0, |cluster| cluster.latched_prefixes);
+        enforces(status, Enforcement::Staged) && latched == 2
+    });
+    flood.go_on();
+    // What was never reached is open as it was.
+    assert!(nodes[0].pod.reaches("10.244.3.5") && third.pod.reaches("10.244.1.5"));
+    // The one that was reached is back with its key, and is reached by the tunnel.
+    nodes[1].start();
+    lab.settle(&nodes);
+    nodes[0].talk_to(&nodes[1]);
+    flood.stop();
+    lab.assert_closed();
 }
 
 /// A disk that has lost what was closed opens nothing.

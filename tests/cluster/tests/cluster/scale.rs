@@ -38,7 +38,9 @@ fn a_daemon_at_rest_among_five_thousand_nodes_takes_a_hundredth_of_a_core_and_fo
     node.be_patient(Duration::from_secs(300));
     // For its key, which stays.
     node.start();
-    node.until("it is in the mesh", |status| status.cluster.is_some());
+    patiently("it has published", Duration::from_secs(60), || {
+        lab.record(&node.name).is_some()
+    });
     let key = key_of(&lab, &node);
     node.end(Signal::TERM);
     let played = Played::start(&lab.underlay, NODES, key);
@@ -48,6 +50,7 @@ fn a_daemon_at_rest_among_five_thousand_nodes_takes_a_hundredth_of_a_core_and_fo
         make(admin(), number, keys[usize::from(number)])
     }));
 
+    let made = lab.wait(writes(admin()));
     node.start();
     let reached = node.until("it has reached all", |status| {
         (status.cluster.as_ref()).is_some_and(|cluster| {
@@ -58,8 +61,15 @@ fn a_daemon_at_rest_among_five_thousand_nodes_takes_a_hundredth_of_a_core_and_fo
     tell("at the start", &Spent::by(&node));
     eprintln!("all are ready {reached:?} after its status was there");
 
+    // It counts on for a moment.
+    let expected = Some(u32::from(NODES));
+    patiently("its record says so", Duration::from_secs(300), || {
+        let status = lab.record(&node.name).and_then(|record| record.status);
+        status.map(|status| status.peers_ready) == expected
+    });
     let before = Spent::by(&node);
     let written = lab.wait(writes(admin()));
+    eprintln!("until then it wrote its record {} times", written - made);
     lab.wait(rest(admin()));
     let after = Spent::by(&node);
     let rest = after.since(&before);

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use warren_config::is_within;
 use warren_k8s::Mode;
 use warren_mesh::unusable_prefix;
 
@@ -66,6 +67,28 @@ impl Latch {
         closed.len() > before
     }
 
+    /// The same in as few prefixes as say it, the largest first, and not more than `most`.
+    pub(super) fn joined(&self, mode: Mode, most: usize) -> Vec<IpNet> {
+        let closed: Vec<IpNet> = self.of(mode).iter().copied().collect();
+        let mut joined = IpNet::aggregate(&closed);
+        joined.sort_by_key(|net| (net.max_prefix_len() - net.prefix_len(), *net));
+        joined.reverse();
+        joined.truncate(most);
+        joined
+    }
+
+    /// What the API has of an earlier [`joined`](Self::joined): what of it was forgotten is closed again. Whether
+    /// there was any.
+    pub(super) fn recall(&mut self, mode: Mode, joined: &[IpNet]) -> bool {
+        let known: BTreeSet<IpNet> = self.joined(mode, usize::MAX).into_iter().collect();
+        let forgotten = joined.iter().filter(|net| {
+            let is_usable = unusable_prefix(**net).is_none();
+            is_usable && !is_within(&known, net)
+        });
+        let forgotten = forgotten.copied().collect();
+        self.close(mode, &forgotten)
+    }
+
     /// How many there are, of both modes.
     pub(super) fn len(&self) -> usize {
         self.prefixes.len() + self.addresses.len()
@@ -96,6 +119,38 @@ mod tests {
         latch.close(Mode::Overlay, &nets(&["192.0.2.2/32"]));
         assert_eq!(*latch.of(Mode::Route), nets(&["10.244.2.0/24"]));
         assert_eq!(*latch.of(Mode::Overlay), nets(&["192.0.2.2/32"]));
+    }
+
+    #[test]
+    fn what_was_forgotten_is_recalled_and_nothing_that_no_mesh_could_have() {
+        let mut latch = Latch::default();
+        let reached = [
+            "10.244.2.0/24",
+            "10.244.3.0/24",
+            "10.244.5.0/24",
+            "fd00:10:244:2::/64",
+        ];
+        latch.close(Mode::Route, &nets(&reached));
+        let joined = latch.joined(Mode::Route, 8);
+        let all: BTreeSet<IpNet> = joined.iter().copied().collect();
+        assert_eq!(
+            all,
+            nets(&["10.244.2.0/23", "10.244.5.0/24", "fd00:10:244:2::/64"])
+        );
+        assert!(!latch.recall(Mode::Route, &joined), "nothing was forgotten");
+        assert_eq!(latch.len(), reached.len());
+        assert_eq!(latch.joined(Mode::Route, 1), joined[..1]);
+        assert!(latch.joined(Mode::Overlay, 8).is_empty());
+
+        let mut empty = Latch::default();
+        let hostile = ["0.0.0.0/0", "127.0.0.0/8"].map(|text| text.parse().expect("a prefix"));
+        assert!(!empty.recall(Mode::Route, &hostile));
+        assert!(empty.recall(Mode::Route, &joined));
+        for prefix in nets(&reached) {
+            assert!(is_within(empty.of(Mode::Route), &prefix), "{prefix}");
+        }
+        let never = "10.244.4.0/24".parse().expect("a prefix");
+        assert!(!is_within(empty.of(Mode::Route), &never));
     }
 
     #[test]

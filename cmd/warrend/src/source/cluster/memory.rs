@@ -31,6 +31,9 @@ const PAUSE_OF_LARGE: u32 = 200;
 /// But no more than this, since a disk may be slow for once.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 
+/// As many as the schema of the record takes.
+const LATCHED_IN_RECORD: usize = 256;
+
 /// So many names of nodes that have fallen silent are worth no write.
 const FEW: usize = 64;
 
@@ -172,6 +175,19 @@ impl Memory {
     /// What was reached in this mode, and is closed.
     pub(super) fn latched(&self, mode: Mode) -> &BTreeSet<IpNet> {
         self.latch.of(mode)
+    }
+
+    /// What of it the record has: it is small whatever the cluster is.
+    pub(super) fn latched_of_record(&self, mode: Mode) -> Vec<IpNet> {
+        self.latch.joined(mode, LATCHED_IN_RECORD)
+    }
+
+    /// The record has this of an earlier run of the same node, which the disk may have lost.
+    pub(super) fn recall(&mut self, mode: Mode, latched: &[IpNet]) {
+        if self.latch.recall(mode, latched) {
+            tracing::warn!("the disk has lost what was closed; the record of this node has it");
+            self.write_latch();
+        }
     }
 
     /// How many prefixes and addresses are closed.

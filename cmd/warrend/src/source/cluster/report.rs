@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use warren_config::is_within;
 use warren_control::status;
 use warren_k8s::{
-    ConditionType, Distrust, Enforcement, Holds, MeshNodeSpec, Mode, NODE_UNREADY, NodeFacts,
-    Progress, Stage, Stated, configured,
+    ConditionType, Distrust, Enforcement, Holds, MeshNodeSpec, MeshSpec, Mode, NODE_UNREADY,
+    NodeFacts, Progress, Stage, Stated, configured,
 };
 use warren_mesh::{NodeName, Place, Plan, Severity};
 
@@ -49,6 +50,11 @@ impl ClusterSource {
             unreached: Some(self.unreached(plan)),
             enforcement: Some(enforcement),
             latched: self.memory.is_strict(),
+            latched_prefixes: match is_staged {
+                true => self.memory.latched_of_record(made.book.settings().mode),
+                // All is, and the record says so.
+                false => Vec::new(),
+            },
         };
         self.reported.conditions = self.conditions(plan, around, is_anew);
         let mode = made.book.settings().mode;
@@ -84,15 +90,20 @@ impl ClusterSource {
 
     /// The same of a node that is none at present, by the Mesh as far as there is one.
     fn want_without_plan(&self) {
+        let spec = self.spec_without_plan();
+        let mtu = spec.mtu.unwrap_or(super::ETHERNET - super::AROUND_V6);
+        self.want(spec.port, self.mode_without_plan(), mtu);
+    }
+
+    fn spec_without_plan(&self) -> MeshSpec {
         let view = self.believed.as_ref();
         let spec = view.and_then(|view| view.mesh.clone().flatten());
         let spec = spec.or_else(|| self.memory.mesh().cloned());
-        let spec = spec.unwrap_or_default();
-        self.want(
-            spec.port,
-            spec.mode.unwrap_or(Mode::Route),
-            spec.mtu.unwrap_or(super::ETHERNET - super::AROUND_V6),
-        );
+        spec.unwrap_or_default()
+    }
+
+    fn mode_without_plan(&self) -> Mode {
+        self.spec_without_plan().mode.unwrap_or(Mode::Route)
     }
 
     /// The record of a node of which nothing can be said yet, and why.
@@ -102,7 +113,12 @@ impl ClusterSource {
             reason: reason.to_owned(),
             message: sentence.to_owned(),
         };
-        self.reported.progress = Progress::default();
+        // What was closed is so whether or not there is a plan.
+        self.reported.progress = Progress {
+            latched: self.memory.is_strict(),
+            latched_prefixes: self.memory.latched_of_record(self.mode_without_plan()),
+            ..Progress::default()
+        };
         let mut conditions = BTreeMap::from([
             (ConditionType::Ready, not(NODE_UNREADY)),
             (ConditionType::Synced, self.synced()),
@@ -163,7 +179,7 @@ impl ClusterSource {
             let claims = claims.into_iter().flat_map(|peer| &peer.allowed_ips);
             let mut claims = claims.peekable();
             claims.peek().is_some()
-                && claims.all(|claim| latched.is_some_and(|latched| latched.contains(claim)))
+                && claims.all(|claim| latched.is_some_and(|latched| is_within(latched, claim)))
         };
         let key = |name: &NodeName| plan.peers.get(name)?.public_key;
         (self.roster.unready().iter())
