@@ -498,6 +498,7 @@ fn progress(ready: u32) -> Progress {
         unreached: None,
         enforcement: Some(Enforcement::Staged),
         latched: false,
+        latched_prefixes: Vec::new(),
     }
 }
 
