@@ -230,11 +230,12 @@ impl Setting<'_> {
             Case::Shed if name == Some(WARREN) => self.shed(),
             Case::Lookups if name == Some(WARREN) => self.lookups(),
             Case::Shed | Case::Lookups => return Ok(None),
-            Case::Ping => self.echoes(to, Duration::from_millis(2))?,
+            // Of all subjects in turn, by `ping`.
+            Case::Ping => return Ok(None),
             Case::PingLoaded => {
                 let load = load::streams(self.bed, to, 1)?;
                 self.pace.rest(self.warm_up())?;
-                let echoes = self.echoes(to, Duration::from_millis(10))?;
+                let echoes = self.echoes(&[to], Duration::from_millis(10))?.remove(0);
                 ensure!(
                     load.arrived.bytes.load(Relaxed) > 0,
                     "nothing was carried beside the echoes"
@@ -461,16 +462,25 @@ impl Setting<'_> {
         })
     }
 
-    fn echoes(&self, to: std::net::Ipv4Addr, interval: Duration) -> Result<Figures> {
+    /// Echoes to all subjects in turn. The p99 is made by few of them, and what the machine does
+    /// besides for a moment would be held against whichever it falls on.
+    pub(crate) fn ping(&self, subjects: &[&Subject<'_>]) -> Result<Vec<Figures>> {
+        let to: Vec<_> = (subjects.iter())
+            .map(|subject| subject.address(Side::B))
+            .collect();
+        self.echoes(&to, Duration::from_millis(2))
+    }
+
+    fn echoes(&self, to: &[std::net::Ipv4Addr], interval: Duration) -> Result<Vec<Figures>> {
         let count = ((self.seconds / interval.as_secs_f64()) as usize).clamp(20, 1000);
         let times = load::echoes(self.bed, to, count, interval, self.pace)?;
-        let percentile = |share: f64| {
-            times[((times.len() - 1) as f64 * share).round() as usize].as_secs_f64() * 1e6
+        let figures = |times: &Vec<Duration>| {
+            let percentile = |share: f64| {
+                times[((times.len() - 1) as f64 * share).round() as usize].as_secs_f64() * 1e6
+            };
+            Figures::from([("p50 us", percentile(0.5)), ("p99 us", percentile(0.99))])
         };
-        Ok(Figures::from([
-            ("p50 us", percentile(0.5)),
-            ("p99 us", percentile(0.99)),
-        ]))
+        Ok(times.iter().map(figures).collect())
     }
 
     /// A fresh process gets many peers in one request and shows them in another.

@@ -307,30 +307,37 @@ fn send_forgeries(socket: &UdpSocket, mut random: Random, a_second: u32, stop: &
     }
 }
 
-/// Round-trip times of ICMP echoes with 56 bytes, one every `interval`; those that are not answered
-/// within a second count as a second.
+/// Round-trip times of ICMP echoes with 56 bytes, in order of their length, one every `interval` to
+/// each of the addresses in turn; those that are not answered within a second count as a second.
 pub(crate) fn echoes(
     bed: &Bed,
-    to: Ipv4Addr,
+    to: &[Ipv4Addr],
     count: usize,
     interval: Duration,
     pace: &Pace,
-) -> Result<Vec<Duration>> {
-    let socket = echo_socket(bed, Side::A, to)?;
-    let mut times = Vec::with_capacity(count);
+) -> Result<Vec<Vec<Duration>>> {
+    let sockets: Vec<Socket> = (to.iter())
+        .map(|&to| echo_socket(bed, Side::A, to))
+        .collect::<Result<_>>()?;
+    let mut times = vec![Vec::new(); to.len()];
     let schedule = Stopwatch::start();
+    let mut next = Duration::ZERO;
     for number in 0..count {
-        let watch = Stopwatch::start();
-        let answered = echo(&socket, number as u16, Duration::from_secs(1))?;
-        times.push(if answered {
-            watch.elapsed()
-        } else {
-            Duration::from_secs(1)
-        });
-        let next = interval * (number as u32 + 1);
-        pace.rest(next.saturating_sub(schedule.elapsed()))?;
+        for (socket, times) in sockets.iter().zip(&mut times) {
+            let watch = Stopwatch::start();
+            let answered = echo(socket, number as u16, Duration::from_secs(1))?;
+            times.push(if answered {
+                watch.elapsed()
+            } else {
+                Duration::from_secs(1)
+            });
+            next += interval;
+            pace.rest(next.saturating_sub(schedule.elapsed()))?;
+        }
     }
-    times.sort();
+    for times in &mut times {
+        times.sort();
+    }
     Ok(times)
 }
 

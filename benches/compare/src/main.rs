@@ -175,6 +175,10 @@ fn run_round(
         }
     }
     for (turn, case) in cases.iter().enumerate() {
+        if *case == Case::Ping {
+            ping(round, setting, &subjects, report)?;
+            continue;
+        }
         // Nobody is always first.
         let count = subjects.len();
         for step in 0..count {
@@ -204,6 +208,43 @@ fn run_round(
                     });
                 }
             }
+        }
+    }
+    Ok(())
+}
+
+/// Idle echoes of all, but for the device that has no cipher.
+fn ping(
+    round: usize,
+    setting: &Setting<'_>,
+    subjects: &[(&str, Subject<'_>)],
+    report: &mut Report,
+) -> Result<()> {
+    progress(&format!("round {}: {:?} on all", round + 1, Case::Ping));
+    let (names, pinged): (Vec<_>, Vec<_>) = (subjects.iter())
+        .filter(|(name, _)| *name != NULL)
+        .map(|(name, subject)| (*name, subject))
+        .unzip();
+    let loop_step_ns = clock::loop_step_ns();
+    let case = format!("{:?}", Case::Ping);
+    match setting.ping(&pinged) {
+        Ok(all) => report
+            .samples
+            .extend(names.iter().zip(all).map(|(name, figures)| Sample {
+                round,
+                case: case.clone(),
+                device: (*name).to_owned(),
+                loop_step_ns,
+                figures,
+            })),
+        Err(error) => {
+            setting.pace.rest(std::time::Duration::ZERO)?;
+            report.failures.push(Failure {
+                round,
+                case,
+                device: names.join(", "),
+                error: format!("{error:#}"),
+            });
         }
     }
     Ok(())
