@@ -29,6 +29,7 @@ mod poll;
 mod router;
 mod shared;
 mod sync;
+mod sys;
 mod tables;
 mod worker;
 

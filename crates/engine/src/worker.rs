@@ -25,6 +25,7 @@ use crate::drops::Reason;
 use crate::poll::{Poller, Wake};
 use crate::router::{Edges, Inbound, Outbound, Router};
 use crate::shared::{Shared, SocketSet};
+use crate::sys;
 
 /// How many packets one read of a TUN queue takes at most.
 const READ_PACKETS: usize = 64;
@@ -48,20 +49,24 @@ const TURNS: usize = 16;
 /// paid for by something that was sent.
 const SEND_PATIENCE: Duration = Duration::from_millis(1);
 
-/// By how much packet threads are nicer to their packets than the daemon is to the host.
+/// By how much a thread that has both directions is nicer to its packets than the daemon is to the host.
 ///
 /// The program that sends is one thread; its packet takes two on the way out and in. With equal
 /// shares of too few processors the sender fills queues that nobody has the time to empty, and what
 /// it sent is dropped. Twice the share (a step is a quarter more) mends that. Ten steps are too
 /// many for who reads from the TUN: a thread that pre-empts its sender at each packet never finds
 /// two to send together.
-const NICENESS: i32 = -3;
+const NICENESS_PREEMPTING: i32 = -3;
 
-/// The same for the thread of the way in, also while it has the way out: three times the share of the other one.
+/// The same for a thread that has the way out alone. It pre-empts nobody when it wakes
+/// ([`sys::schedule_as_batch`]), so that it may have six times a sender's share and finds many packets.
+const NICENESS_OUT: i32 = -8;
+
+/// The same for a thread that has the way in alone: twice the share of the way out.
 ///
 /// A bulk stream's window stands before whichever thread gets too little time. Before the way in it
 /// is sealed and nothing can pass it; before the way out a sparse flow does ([`Backlog`]).
-const NICENESS_IN: i32 = -8;
+const NICENESS_IN: i32 = -11;
 
 const WAKE: u32 = 0;
 const TUN: u32 = 1;
@@ -256,10 +261,9 @@ impl Worker {
 
     /// Moves packets until it is told to stop or the interface is gone.
     pub(crate) fn run(mut self) -> io::Result<WorkerEnd> {
-        take_precedence(match (&self.inbound, &self.handover) {
-            (Some(_), Some(_)) => NICENESS_IN,
-            _ => NICENESS,
-        });
+        let precedence = Precedence::of_daemon();
+        let batch = self.inbound.is_none() && sys::schedule_as_batch().is_ok();
+        precedence.take(self.niceness(batch));
         let mut poller = Poller::new()?;
         poller.add(&*self.wake, WAKE)?;
         if self.outbound.is_some() {
@@ -283,7 +287,9 @@ impl Worker {
                     self.listen(&poller, &current)?;
                     sockets = current;
                 }
-                self.take_over(&poller)?;
+                if self.take_over(&poller)? {
+                    precedence.take(self.niceness(batch));
+                }
             }
             let pair = sockets.pair(self.place);
             for _ in 0..TURNS {
@@ -308,35 +314,48 @@ impl Worker {
                     break;
                 }
             }
-            self.hand_over(&poller)?;
+            if self.hand_over(&poller)? {
+                precedence.take(self.niceness(batch));
+            }
         }
     }
 
-    /// Takes the way out, if the other thread has left it.
-    fn take_over(&mut self, poller: &Poller) -> io::Result<()> {
-        if let Some(pump) = self.handover.as_ref().and_then(Handover::take) {
-            poller.add(&*self.queue, TUN)?;
-            self.outbound = Some(pump);
-            self.pace = Pace::new(clock::now());
+    /// What suits the directions that it has now.
+    fn niceness(&self, batch: bool) -> i32 {
+        match (&self.inbound, &self.outbound) {
+            (Some(_), None) => NICENESS_IN,
+            (None, _) if batch => NICENESS_OUT,
+            _ => NICENESS_PREEMPTING,
         }
-        Ok(())
     }
 
-    /// Gives the way out to the other thread, if that is the better one for it. What has left has left by
-    /// then, so no packet passes another.
-    fn hand_over(&mut self, poller: &Poller) -> io::Result<()> {
+    /// Takes the way out, if the other thread has left it, and answers whether it has.
+    fn take_over(&mut self, poller: &Poller) -> io::Result<bool> {
+        let Some(pump) = self.handover.as_ref().and_then(Handover::take) else {
+            return Ok(false);
+        };
+        poller.add(&*self.queue, TUN)?;
+        self.outbound = Some(pump);
+        self.pace = Pace::new(clock::now());
+        Ok(true)
+    }
+
+    /// Gives the way out to the other thread, if that is the better one for it, and answers whether it
+    /// did. What has left has left by then, so no packet passes another.
+    fn hand_over(&mut self, poller: &Poller) -> io::Result<bool> {
         let Some(handover) = &self.handover else {
-            return Ok(());
+            return Ok(false);
         };
         let is_due = match self.inbound {
             Some(_) => self.pace.is_much(self.now),
             None => self.pace.is_little(self.now),
         };
-        if is_due && let Some(pump) = self.outbound.take() {
-            poller.remove(&*self.queue)?;
-            handover.give(pump);
-        }
-        Ok(())
+        let Some(pump) = self.outbound.take_if(|_| is_due) else {
+            return Ok(false);
+        };
+        poller.remove(&*self.queue)?;
+        handover.give(pump);
+        Ok(true)
     }
 
     /// Whether something was read from the TUN queue that has not left.
@@ -448,11 +467,19 @@ fn read_ahead(queue: &Queue, backlog: &mut Backlog) -> io::Result<()> {
     Ok(())
 }
 
-/// Raises the calling thread's priority, from whatever the daemon was given. Without the right to
-/// (`CAP_SYS_NICE`) it stays as it is.
-fn take_precedence(niceness: i32) {
-    if let Ok(given) = rustix::process::getpriority_process(None) {
-        let _not_permitted = rustix::process::setpriority_process(None, given + niceness);
+/// The niceness that the daemon was given, from which that of its packet threads counts.
+struct Precedence(Option<i32>);
+
+impl Precedence {
+    fn of_daemon() -> Self {
+        Self(rustix::process::getpriority_process(None).ok())
+    }
+
+    /// Sets the calling thread's niceness. Without the right to (`CAP_SYS_NICE`) it stays as it is.
+    fn take(&self, niceness: i32) {
+        if let Some(given) = self.0 {
+            let _not_permitted = rustix::process::setpriority_process(None, given + niceness);
+        }
     }
 }
 
