@@ -227,10 +227,10 @@ Exit codes:
   2  the command line is not understood")]
     Verify(ClusterVerify),
 
-    /// Take the taint mesh.warren.dev/starting from each Node whose fence stands, until it is ended.
+    /// Take the taint mesh.warren.dev/starting from each Node that enforces what the Mesh says, until it is ended.
     ///
-    /// Kubelets that register with this taint get no pods before their node's warrend is at work, so that nothing
-    /// leaves a new node in the clear. The chart runs this where startupTaint.enabled is set; it needs the
+    /// Kubelets that register with this taint get no pods before their node's warrend is at work: until then
+    /// what a strict mesh drops would leave in the clear. The chart runs this where startupTaint.enabled is set; it needs the
     /// right to read MeshNodes and to get and patch Nodes.
     #[command(after_help = "\
 Example:

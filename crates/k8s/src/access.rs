@@ -52,6 +52,8 @@ const RIGHTS: &str = "deploy/kubernetes/rights.yaml";
 
 /// The ValidatingAdmissionPolicy that tells the daemons of different nodes apart.
 pub(crate) const OWN_RECORD: &str = "warren-own-record";
+/// The chart's policy that leaves whoever takes starting taints away nothing else.
+const STARTING_ALONE: &str = "warren-starting";
 
 /// What stands before the name of a policy in what it refuses by
 /// (k8s.io/apiserver, pkg/admission/plugin/policy/validating/dispatcher.go).
@@ -213,6 +215,10 @@ impl Failure {
             }
             Some(Denied::Policy(OWN_RECORD)) => {
                 "; a daemon may write the record of its own Node alone, by a token that names it"
+                    .to_owned()
+            }
+            Some(Denied::Policy(STARTING_ALONE)) => {
+                "; it takes the starting taint away and nothing else: see what changes Nodes on their way in"
                     .to_owned()
             }
             Some(Denied::Policy(other)) => {

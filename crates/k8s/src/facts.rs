@@ -188,7 +188,9 @@ impl Record {
             mode: spec.mode,
             epoch: spec.epoch,
             progress: status.map(Progress::of).unwrap_or_default(),
-            fenced: status.and_then(fenced),
+            fenced: status
+                .filter(|status| status.node_uid.as_ref() == Some(&spec.node_uid))
+                .and_then(fenced),
         })
     }
 }

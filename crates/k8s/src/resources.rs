@@ -318,6 +318,11 @@ pub struct MeshNodeSpec {
 #[derive(KubeSchema, Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MeshNodeStatus {
+    /// The uid of the Node that this is said of. A status may be older than its spec.
+    #[serde(default, rename = "nodeUID", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub node_uid: Option<String>,
+
     /// Peers that there should be: nodes with a daemon, this one and the exceptions apart.
     #[serde(default)]
     #[schemars(range(min = 0))]

@@ -1,17 +1,17 @@
 //! The taint with which nodes start, and its end.
 //!
 //! A kubelet that registers its Node with [`STARTING`] gets no pods but those that tolerate it. Whoever runs
-//! [`Starting`] takes it away once the node's daemon has said that its fence stands: until then a pod's
-//! traffic could leave in the clear.
+//! [`Starting`] takes it away once the node's daemon has said what it enforces: until then a pod's traffic
+//! leaves in the clear also where the mesh is strict.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use http::Method;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
-use tokio::time;
+use tokio::time::{self, Instant};
 
 use crate::access::{Client, Failure};
 use crate::backoff::Backoff;
@@ -22,10 +22,16 @@ use crate::resources::Enforcement;
 /// The key of the taint. Its effect and value are the operator's.
 pub const STARTING: &str = "mesh.warren.dev/starting";
 
+/// After this a Node is tried again that was refused.
+const AGAIN: Duration = Duration::from_secs(60);
+
+/// Between these tries somebody else has changed the Node.
+const TRIES: usize = 5;
+
 /// Between two looks whether the daemons are heard, where they say nothing.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Follows all daemons, and takes the taint from the Nodes of those that are at work.
+/// Follows all daemons, and takes the taint from the Nodes of those that enforce what the Mesh says.
 #[derive(Debug)]
 pub struct Starting {
     client: Client,
@@ -35,8 +41,8 @@ pub struct Starting {
     started: BTreeMap<String, String>,
     /// Why the daemons are not heard, as it was said last.
     deaf: Option<String>,
-    /// Those that failed, whose turn comes after all others.
-    failed: BTreeSet<String>,
+    /// Those that failed, and when they are tried again.
+    failed: BTreeMap<String, Instant>,
     backoff: Backoff,
 }
 
@@ -77,7 +83,7 @@ impl Starting {
             feed: Feed::of_records(client),
             started: BTreeMap::new(),
             deaf: None,
-            failed: BTreeSet::new(),
+            failed: BTreeMap::new(),
             backoff: Backoff::default(),
         }
     }
@@ -96,8 +102,11 @@ impl Starting {
                     }
                     Err(failure) => {
                         let sentence = format!("Node {name}: {}", failure.sentence());
-                        self.failed.insert(name);
-                        self.backoff.wait(failure.retry_after()).await;
+                        if failure.is_of_a_moment() {
+                            self.backoff.wait(failure.retry_after()).await;
+                        } else {
+                            self.failed.insert(name, Instant::now() + AGAIN);
+                        }
                         return Started::Failed(sentence);
                     }
                 }
@@ -117,22 +126,17 @@ impl Starting {
 
     /// A node whose daemon is at work and of whose taint nothing is known.
     fn waiting(&mut self) -> Option<(String, String, Enforcement)> {
-        let view = self.feed.view();
+        let view = self.feed.look();
         let records = view.records.as_ref()?;
         self.started.retain(|name, _| records.contains_key(name));
-        let waiting = records.iter().filter_map(|(name, record)| {
+        self.failed.retain(|_, again| *again > Instant::now());
+        records.iter().find_map(|(name, record)| {
             let record = record.as_ref().ok()?;
             let enforcement = record.fenced?;
             let is_new = self.started.get(name) != Some(&record.node_uid);
-            is_new.then(|| (name.clone(), record.node_uid.clone(), enforcement))
-        });
-        let mut waiting = waiting.peekable();
-        let any = waiting.peek().cloned();
-        if let Some(new) = waiting.find(|(name, ..)| !self.failed.contains(name)) {
-            return Some(new);
-        }
-        self.failed.clear();
-        any
+            let is_due = is_new && !self.failed.contains_key(name);
+            is_due.then(|| (name.clone(), record.node_uid.clone(), enforcement))
+        })
     }
 }
 
@@ -140,7 +144,9 @@ impl Client {
     /// Takes the taint from the Node of this name and uid; whether it had it. Others stay.
     async fn start(&self, name: &str, uid: &str) -> Result<bool, Failure> {
         let uri = format!("/api/v1/nodes/{name}");
+        let mut left = TRIES;
         loop {
+            left -= 1;
             let node = match self.get::<Tainted>(&uri).await {
                 Ok(node) if node.metadata.uid == uid => node,
                 // The record of another Node goes with it.
@@ -166,15 +172,8 @@ impl Client {
             let sent = self.send(Method::PATCH, &to, kind, change.to_string().into_bytes());
             match sent.await {
                 Ok(IgnoredAny) => return Ok(true),
-                Err(failure) if failure.code() == Some(409) => {}
-                // A test that fails is answered by this; so is what the server does not like at all, which
-                // the next look tells apart.
-                Err(failure) if failure.code() == Some(422) && !failure.lacks_right() => {
-                    let now = self.get::<Tainted>(&uri).await?;
-                    if now.spec.taints == before && now.metadata.uid == uid {
-                        return Err(failure);
-                    }
-                }
+                // A test that fails is answered by 422.
+                Err(failure) if matches!(failure.code(), Some(409 | 422)) && left > 0 => {}
                 Err(failure) => return Err(failure),
             }
         }

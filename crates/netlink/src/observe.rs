@@ -315,7 +315,6 @@ impl Kernel {
     }
 }
 
-/// The name servers of a `resolv.conf`.
 impl Link {
     /// Whether it wraps what it is given, as an overlay does.
     fn wraps(&self) -> bool {
@@ -343,6 +342,7 @@ fn of_table(table: u32, found: &[Vec<u8>]) -> Vec<Route> {
     routes.filter(|route| route.table == table).collect()
 }
 
+/// The name servers of a `resolv.conf`.
 fn resolvers(resolv_conf: &str) -> BTreeSet<IpAddr> {
     let server = |line: &str| {
         let address = line.trim().strip_prefix("nameserver")?.trim();

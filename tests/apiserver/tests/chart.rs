@@ -506,10 +506,51 @@ async fn whoever_takes_the_taint_away_can_do_nothing_else_to_a_node() {
         assert!(refused.contains(why), "{change}: {refused}");
     }
     let status = Patch::Merge(json!({"status": {"phase": "Running"}}));
-    let patched = (nodes.patch_status(name, &PatchParams::default(), &status)).await;
+    let by = PatchParams::default();
+    let patched = nodes.patch_status(name, &by, &status).await;
     assert!(is_forbidden(&patched.expect_err("it is refused")));
     let deleted = nodes.delete(name, &DeleteParams::default()).await;
     assert!(is_forbidden(&deleted.expect_err("it is refused")));
+
+    // Whatever role somebody binds to it.
+    let all = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRoleBinding",
+        "metadata": {"name": "too-much"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
+        "subjects": [{"kind": "ServiceAccount", "name": "warren-starting", "namespace": NAMESPACE}],
+    });
+    cluster.apply(&object(all)).await.expect("a binding");
+    eventually("it has the right", || async {
+        nodes.list(&Default::default()).await.is_ok()
+    })
+    .await;
+    let refused = |result: kube::Result<()>| {
+        let refused = result.expect_err("it is refused").to_string();
+        assert!(refused.contains("warren-starting"), "{refused}");
+    };
+    refused((nodes.patch_status(name, &by, &status)).await.map(drop));
+    refused(nodes.delete(name, &DeleteParams::default()).await.map(drop));
+    let made: Node =
+        object(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "made"}}));
+    refused(
+        (nodes.create(&PostParams::default(), &made))
+            .await
+            .map(drop),
+    );
+    let applied = PatchParams::apply("somebody").force();
+    refused(
+        (nodes.patch("made", &applied, &Patch::Apply(&made)))
+            .await
+            .map(drop),
+    );
+    let prefix =
+        Patch::Merge(json!({"spec": {"podCIDR": "10.9.9.0/24", "podCIDRs": ["10.9.9.0/24"]}}));
+    refused((nodes.patch(name, &by, &prefix)).await.map(drop));
+    let owned = Patch::Merge(json!({"metadata": {"ownerReferences": [
+        {"apiVersion": "v1", "kind": "Node", "name": "x", "uid": "y"},
+    ]}}));
+    refused((nodes.patch(name, &by, &owned)).await.map(drop));
 }
 
 /// What takes the taint away has its rights, and the policy that holds it to them is in force; its kubeconfig.
@@ -590,6 +631,7 @@ async fn tell(daemon: &Daemon, enforcement: &str, ready: &str, reason: &str) {
         "kind": "MeshNode",
         "metadata": {"name": daemon.node},
         "status": {
+            "nodeUID": daemon.uid,
             "enforcement": enforcement,
             "conditions": [{
                 "type": "Ready",

@@ -142,14 +142,17 @@ impl PeerVerdict {
 }
 
 impl Verdict {
-    /// Of an overlay what is sealed is all the proof there is, so who has an endpoint and was sealed nothing for
-    /// is at fault. In a cluster whether anybody should be there is asked first.
-    fn miss_seals(&mut self) {
+    /// Of an overlay what is sealed is all the proof there is, so who has an endpoint in the `mesh` and was sealed
+    /// nothing for is at fault; of a staged one that is whoever was reached. In a cluster whether anybody should
+    /// be there is asked first.
+    fn miss_seals(&mut self, mesh: &BTreeSet<IpNet>) {
         if !self.overlay {
             return;
         }
         for peer in &mut self.peers {
-            if peer.endpoint.is_some() && peer.records == 0 && peer.fault.is_none() {
+            let is_closed = (peer.endpoint)
+                .is_some_and(|endpoint| mesh.iter().any(|net| net.contains(&endpoint.ip())));
+            if is_closed && peer.records == 0 && peer.fault.is_none() {
                 peer.fault = Some(UNSEALED.to_owned());
                 self.passed = false;
             }
@@ -158,8 +161,9 @@ impl Verdict {
 }
 
 pub(crate) fn run(args: &args::Verify) -> anyhow::Result<ExitCode> {
-    let mut verdict = judge(&status_of(args.interface.as_deref())?)?;
-    verdict.miss_seals();
+    let status = status_of(args.interface.as_deref())?;
+    let mut verdict = judge(&status)?;
+    verdict.miss_seals(&status.node.mesh_prefixes);
     if args.json {
         let mut text = serde_json::to_string_pretty(&verdict)?;
         text.push('\n');
@@ -687,11 +691,12 @@ mod tests {
                 peers: vec![
                     peer("sealed", at, 0, 4),
                     peer("nothing", at, 0, 0),
+                    peer("open", Some("192.0.2.200:51820"), 0, 0),
                     peer("nowhere", None, 0, 0),
                 ],
                 ..Verdict::default()
             };
-            verdict.miss_seals();
+            verdict.miss_seals(&["192.0.2.0/25".parse().expect("a prefix")].into());
             let lines = verdict.peers.iter().map(|peer| {
                 let (_, sign) = sign(peer, overlay);
                 format!("{sign} {}", in_words(peer, &verdict))
@@ -706,6 +711,7 @@ mod tests {
             [
                 "✓ sealed: 4 packets of the overlay, 4 records sealed to 192.0.2.2:51820",
                 "✗ nothing: nothing was sealed for it: is its daemon running, and UDP to it open?",
+                "• open: 4 packets of the overlay, 0 records sealed to 192.0.2.200:51820",
                 nowhere,
             ]
         );
@@ -716,6 +722,7 @@ mod tests {
             [
                 "• sealed: no answer; 4 records sealed to 192.0.2.2:51820",
                 "• nothing: no answer; 0 records sealed to 192.0.2.2:51820",
+                "• open: no answer; 0 records sealed to 192.0.2.200:51820",
                 nowhere,
             ]
         );

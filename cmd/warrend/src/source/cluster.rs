@@ -19,9 +19,9 @@ use ipnet::IpNet;
 use tokio::time::{Instant, sleep_until};
 use warren_config::{HostConfig, PublicKey};
 use warren_k8s::{
-    Access, Before, Book, Client, Distrust, Event as Told, Feed, Identity, Known, MeshSpec, Mode,
-    NodeFacts, Own, Progress, Proposal, Publisher, Record, Settings, Severity as Gravity, Stage,
-    View, connect,
+    Access, Before, Book, Client, Distrust, Event as Told, Feed, Known, MeshSpec, Mode, NodeFacts,
+    Own, Progress, Proposal, Publisher, Record, Settings, Severity as Gravity, Stage, View,
+    connect,
 };
 use warren_mesh::{
     Candidate, Cause, Enforcement, NodeName, Place, Plan, Resolved, Roster, Secrets, Severity,
@@ -341,6 +341,10 @@ impl ClusterSource {
         }
         let is_staged = matches!(made.stage, Stage::Staged(_));
         if is_staged {
+            // Then what is closed is whatever any node has.
+            if self.memory.has_lost_latch() {
+                return None;
+            }
             let own = Own {
                 turned: self.memory.closes_all(),
                 returning: !self.was_ready,
@@ -421,13 +425,12 @@ impl ClusterSource {
                 // Sessions of another are none of this node's.
                 self.roster = Roster::new(rand_seed().map_err(|error| format!("{error:#}"))?);
             }
-            let is_it = |identity: &Identity| identity.cluster == *cluster;
-            if !self.has_recalled && self.memory.identity().is_some_and(is_it) {
-                self.has_recalled = true;
-                // Before anything is published, which replaces it.
-                if let Some((mode, latched)) = self.feed.latched(&own.uid) {
-                    self.memory.recall(mode, &latched);
-                }
+        }
+        let uid = (self.memory.identity()).map(|identity| identity.uid.clone());
+        if let (false, Some(_), Some(uid)) = (self.has_recalled, &view.records, uid) {
+            self.has_recalled = true;
+            if let Some((mode, latched)) = self.feed.latched(&uid) {
+                self.memory.recall(mode, &latched);
             }
         }
         let Some(identity) = self.memory.identity() else {
@@ -613,8 +616,10 @@ impl ClusterSource {
             return Err(vec![self.waiting()]);
         };
 
+        // Where nobody says what the mesh may carry, there is no all to close.
+        let knows_all = mode == Mode::Overlay || !settings.mesh.prefixes.is_empty();
         let own = Own {
-            turned: self.memory.closes_all(),
+            turned: self.memory.is_strict() || self.memory.has_lost_latch() && knows_all,
             returning: !self.was_ready,
         };
         let stage = view.stage(&settings, identity, own);
@@ -624,7 +629,7 @@ impl ClusterSource {
             Stage::Staged(_) => Enforcement::Staged,
             Stage::Strict => Enforcement::Strict,
         };
-        let steered = match stage {
+        let mut steered = match stage {
             Stage::Permissive => self.reached.clone(),
             Stage::Staged(_) | Stage::Strict => self.memory.latched(mode).clone(),
         };
@@ -633,6 +638,12 @@ impl ClusterSource {
         let own = Some((self.node.clone(), key.public()));
         let mut known = self.memory.known().clone();
         let mut book = Book::new(view, settings, own, &mut known);
+        if matches!(stage, Stage::Staged(_)) && self.memory.has_lost_latch() {
+            // Any of what the others have may have been reached.
+            let nodes = book.reviewed().directory().nodes.iter();
+            let others = nodes.filter(|(name, node)| **name != self.node && !node.outside);
+            steered.extend(others.flat_map(|(_, node)| node.prefixes.iter().copied()));
+        }
         let secrets = Secrets {
             private_key: Some(key),
             ..Secrets::default()
@@ -981,6 +992,7 @@ fn only_counts(view: &View, name: &str, before: &Before) -> bool {
             latched: record.progress.latched,
             ..Progress::default()
         },
+        fenced: None,
         ..record.clone()
     };
     let record = view.records.as_ref().and_then(|records| records.get(name));

@@ -225,6 +225,7 @@ fn status(wanted: &Wanted, before: Option<&MeshNodeStatus>, now: Timestamp) -> M
         }
     });
     MeshNodeStatus {
+        node_uid: Some(wanted.uid.clone()),
         peers_expected: progress.peers_expected,
         peers_ready: progress.peers_ready,
         unreached: progress.unreached.clone(),

@@ -238,8 +238,18 @@ fn a_staged_node_that_has_lost_its_disk_takes_what_was_closed_from_its_record() 
 /// A disk that has lost what was closed opens nothing.
 #[test]
 fn a_damaged_latch_closes_all_on_this_node_and_is_told_until_the_operator_opens_it() {
+    closes_all_by_a_damaged_latch(&json!({"podPrefixes": PODS}), Enforcement::Strict);
+}
+
+/// Where nobody says what the mesh may carry that is all that other nodes have.
+#[test]
+fn a_damaged_latch_closes_what_the_others_have_in_a_mesh_without_prefixes() {
+    closes_all_by_a_damaged_latch(&json!({}), Enforcement::Staged);
+}
+
+fn closes_all_by_a_damaged_latch(mesh: &Value, enforcement: Enforcement) {
     let mut lab = Lab::new();
-    lab.mesh(json!({"podPrefixes": PODS}));
+    lab.mesh(mesh.clone());
     // Without a daemon: it keeps the cluster staged.
     let third = lab.join(3);
     let mut nodes: Vec<Node> = (1..=2).map(|number| lab.join(number)).collect();
@@ -259,7 +269,7 @@ fn a_damaged_latch_closes_all_on_this_node_and_is_told_until_the_operator_opens_
         nodes[0].start();
         nodes[0].until("it says so", |status| {
             let told = |problem: &String| problem.contains("latch.json was damaged");
-            status.problems.iter().any(told) && enforces(status, Enforcement::Strict)
+            status.problems.iter().any(told) && enforces(status, enforcement)
         });
         lab.settle(&nodes);
         nodes[0].talk_to(&nodes[1]);
@@ -268,18 +278,20 @@ fn a_damaged_latch_closes_all_on_this_node_and_is_told_until_the_operator_opens_
     // Once more, from what it has written itself.
     nodes[0].end(rustix::process::Signal::KILL);
     nodes[0].start();
-    nodes[0].until("it is closed", |status| {
-        enforces(status, Enforcement::Strict)
-    });
+    nodes[0].until("it is closed", |status| enforces(status, enforcement));
     // The others are none the worse for it.
     all_enforce(&nodes[1..], Enforcement::Staged);
     assert!(nodes[1].pod.reaches("10.244.3.5"));
     flood.go_on();
     flood.stop();
     lab.assert_closed();
-    lab.mesh(json!({"podPrefixes": PODS, "enforcement": "Permissive"}));
+    let mut permissive = mesh.clone();
+    permissive["enforcement"] = "Permissive".into();
+    lab.mesh(permissive);
     all_enforce(&nodes, Enforcement::Permissive);
-    lab.mesh(json!({"podPrefixes": PODS}));
+    let mut staged = mesh.clone();
+    staged["enforcement"] = "Staged".into();
+    lab.mesh(staged);
     all_enforce(&nodes, Enforcement::Staged);
     assert!(nodes[0].pod.reaches("10.244.3.5") && third.pod.reaches("10.244.1.5"));
 }

@@ -1,4 +1,4 @@
-//! One daemon among thousands of nodes, which are there as objects alone.
+//! One daemon among thousands of nodes, which are objects and handshakes.
 
 use std::fs;
 use std::time::Duration;

@@ -67,14 +67,19 @@ impl Latch {
         closed.len() > before
     }
 
-    /// The same in as few prefixes as say it, the largest first, and not more than `most`.
+    /// The same in as few prefixes as say it, the largest first, and not more than `most`, of which each family
+    /// has half if it needs it.
     pub(super) fn joined(&self, mode: Mode, most: usize) -> Vec<IpNet> {
         let closed: Vec<IpNet> = self.of(mode).iter().copied().collect();
         let mut joined = IpNet::aggregate(&closed);
-        joined.sort_by_key(|net| (net.max_prefix_len() - net.prefix_len(), *net));
-        joined.reverse();
-        joined.truncate(most);
-        joined
+        joined.sort_by_key(|net| (net.prefix_len(), *net));
+        let is_v4 = |net: &IpNet| matches!(net, IpNet::V4(_));
+        let (mut v4, mut v6): (Vec<IpNet>, Vec<IpNet>) = joined.into_iter().partition(is_v4);
+        let half = most / 2;
+        v4.truncate(half.max(most.saturating_sub(v6.len())));
+        v6.truncate(most - v4.len());
+        v4.extend(v6);
+        v4
     }
 
     /// What the API has of an earlier [`joined`](Self::joined): what of it was forgotten is closed again. Whether
@@ -139,7 +144,12 @@ mod tests {
         );
         assert!(!latch.recall(Mode::Route, &joined), "nothing was forgotten");
         assert_eq!(latch.len(), reached.len());
-        assert_eq!(latch.joined(Mode::Route, 1), joined[..1]);
+        assert_eq!(
+            latch.joined(Mode::Route, 2),
+            [joined[0], joined[2]],
+            "one of each"
+        );
+        assert_eq!(latch.joined(Mode::Route, 3), joined);
         assert!(latch.joined(Mode::Overlay, 8).is_empty());
 
         let mut empty = Latch::default();

@@ -109,7 +109,12 @@ impl Memory {
             None => None,
         };
         let latch = match state.read(LATCH)? {
-            None => Latch::default(),
+            None if kept.is_none() => Latch::default(),
+            // It is written first.
+            None => {
+                tracing::error!("{LATCH} is gone from beside {SNAPSHOT}");
+                Latch::lost()
+            }
             Some(bytes) => Latch::from_bytes(&bytes).unwrap_or_else(|error| {
                 tracing::error!("{LATCH} is damaged: {error}");
                 Latch::lost()
@@ -177,9 +182,18 @@ impl Memory {
         self.latch.of(mode)
     }
 
-    /// What of it the record has: it is small whatever the cluster is.
+    /// What was reached is not known any more.
+    pub(super) fn has_lost_latch(&self) -> bool {
+        self.latch.lost
+    }
+
+    /// What of it the record has: it is small whatever the cluster is, and none where the record says that all is
+    /// closed.
     pub(super) fn latched_of_record(&self, mode: Mode) -> Vec<IpNet> {
-        self.latch.joined(mode, LATCHED_IN_RECORD)
+        match self.is_strict() {
+            true => Vec::new(),
+            false => self.latch.joined(mode, LATCHED_IN_RECORD),
+        }
     }
 
     /// The record has this of an earlier run of the same node, which the disk may have lost.
@@ -228,6 +242,7 @@ impl Memory {
                     epoch: self.epoch,
                     spoke_with: BTreeSet::new(),
                 });
+                self.write_latch();
                 self.write();
                 Ok(false)
             }
@@ -391,9 +406,9 @@ impl Memory {
     pub(super) fn complaints(&self) -> impl Iterator<Item = String> {
         let lost = self.latch.lost.then(|| {
             format!(
-                "{LATCH} was damaged, and what was reached before is not known any more: this node sends nothing \
-                 in the clear; remove the file from the state directory and start the daemon again to have it \
-                 learnt anew, or set spec.enforcement of the Mesh to Permissive"
+                "{LATCH} was damaged or removed, and what was reached before is not known any more: this node sends \
+                 nothing in the clear; set spec.enforcement of the Mesh to Permissive, and then to what it should be, \
+                 to have it learnt anew"
             )
         });
         let unwritten = self.unlatched.iter().chain(&self.unwritten);
@@ -615,6 +630,20 @@ mod tests {
         assert_eq!(scratch.mesh(), Some(port(1)), "a large one waits");
         let memory = scratch.start();
         assert_eq!(memory.latched(Mode::Route), &(&prefixes() | &more));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_latch_that_is_gone_from_beside_the_snapshot_is_lost_and_a_new_disk_has_lost_nothing()
+    {
+        let scratch = Scratch::new("gone");
+        let memory = scratch.start();
+        assert!(!memory.has_lost_latch());
+        assert!(
+            !scratch.start().has_lost_latch(),
+            "it is there from the first snapshot on"
+        );
+        memory.state.remove(LATCH).expect("it is there");
+        assert!(scratch.start().closes_all());
     }
 
     #[tokio::test(start_paused = true)]

@@ -50,11 +50,7 @@ impl ClusterSource {
             unreached: Some(self.unreached(plan)),
             enforcement: Some(enforcement),
             latched: self.memory.is_strict(),
-            latched_prefixes: match is_staged {
-                true => self.memory.latched_of_record(made.book.settings().mode),
-                // All is, and the record says so.
-                false => Vec::new(),
-            },
+            latched_prefixes: self.memory.latched_of_record(made.book.settings().mode),
         };
         self.reported.conditions = self.conditions(plan, around, is_anew);
         let mode = made.book.settings().mode;
@@ -65,7 +61,9 @@ impl ClusterSource {
 
     /// Brings the record in line with what is to be reported.
     fn want(&self, port: u16, mode: Mode, mtu: u32) {
-        let Some(identity) = self.memory.identity() else {
+        // What the record has of an earlier run is not replaced before it was read.
+        let identity = self.memory.identity().filter(|_| self.has_recalled);
+        let Some(identity) = identity else {
             return;
         };
         let addresses = self.own_facts().map(|facts| &facts.addresses);
