@@ -262,7 +262,10 @@ impl Worker {
     /// Moves packets until it is told to stop or the interface is gone.
     pub(crate) fn run(mut self) -> io::Result<WorkerEnd> {
         let precedence = Precedence::of_daemon();
-        let batch = self.inbound.is_none() && sys::schedule_as_batch().is_ok();
+        // Without the larger share it would only wait longer.
+        let batch = self.inbound.is_none()
+            && precedence.take(NICENESS_OUT)
+            && sys::schedule_as_batch().is_ok();
         precedence.take(self.niceness(batch));
         let mut poller = Poller::new()?;
         poller.add(&*self.wake, WAKE)?;
@@ -475,11 +478,12 @@ impl Precedence {
         Self(rustix::process::getpriority_process(None).ok())
     }
 
-    /// Sets the calling thread's niceness. Without the right to (`CAP_SYS_NICE`) it stays as it is.
-    fn take(&self, niceness: i32) {
-        if let Some(given) = self.0 {
-            let _not_permitted = rustix::process::setpriority_process(None, given + niceness);
-        }
+    /// Sets the calling thread's niceness, and answers whether it could. Without the right to
+    /// (`CAP_SYS_NICE`) it stays as it is.
+    fn take(&self, niceness: i32) -> bool {
+        self.0.is_some_and(|given| {
+            rustix::process::setpriority_process(None, given + niceness).is_ok()
+        })
     }
 }
 

@@ -114,7 +114,9 @@ fn where_the_cni_wraps_pods_traffic_overlay_is_proposed_before_there_is_a_mesh()
         node.start();
         let proposed = format!("make one with mode: {mode} and podPrefixes: [10.244.1.0/24,");
         lab.until_unconfigured("n1", &proposed);
-        assert!(node.http("/readyz").contains(&proposed));
+        patiently("its probe says so", Duration::from_secs(30), || {
+            node.http("/readyz").contains(&proposed)
+        });
     }
 }
 
