@@ -74,7 +74,7 @@ Exit codes:
   2  the command line is not understood")]
     Verify(Verify),
 
-    /// Look at the mesh of a whole Kubernetes cluster, or end it.
+    /// Look at, prove or end the mesh of a whole Kubernetes cluster, and let new nodes have pods.
     #[command(after_help = "\
 Examples:
   warren cluster status
@@ -227,11 +227,12 @@ Exit codes:
   2  the command line is not understood")]
     Verify(ClusterVerify),
 
-    /// Take the taint mesh.warren.dev/starting from each Node that enforces what the Mesh says, until it is ended.
+    /// Take the taint mesh.warren.dev/starting from each Node that enforces what the Mesh says.
     ///
     /// Kubelets that register with this taint get no pods before their node's warrend is at work: until then
-    /// what a strict mesh drops would leave in the clear. The chart runs this where startupTaint.enabled is set; it needs the
-    /// right to read MeshNodes and to get and patch Nodes.
+    /// what a strict mesh drops would leave in the clear. The chart runs this where startupTaint.enabled is set. One for the
+    /// whole cluster runs until SIGTERM or Ctrl-C, with a line for each Node; it needs the rights to list and watch
+    /// MeshNodes, to get and patch Nodes, and to get the namespace kube-system.
     #[command(after_help = "\
 Example:
   warren cluster untaint

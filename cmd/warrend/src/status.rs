@@ -221,7 +221,37 @@ pub(crate) fn fence_in_words(report: &Report) -> String {
 
 /// Whether systemd loads the fence before the network.
 fn is_loaded_at_boot() -> bool {
-    let wanted = |entry: std::fs::DirEntry| entry.path().join("warren-fence.service").exists();
-    std::fs::read_dir(Path::new("/etc/systemd/system"))
-        .is_ok_and(|units| units.flatten().any(wanted))
+    is_wanted(Path::new("/etc/systemd/system"))
+}
+
+/// Whether a target of these units wants the fence's. In a pod this is all of the host that there is, and what
+/// the link leads to is not.
+fn is_wanted(units: &Path) -> bool {
+    let link = |entry: std::fs::DirEntry| entry.path().join("warren-fence.service");
+    std::fs::read_dir(units).is_ok_and(|units| {
+        let mut links = units.flatten().map(link);
+        links.any(|link| link.symlink_metadata().is_ok())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+    use std::{fs, process};
+
+    use super::is_wanted;
+
+    #[test]
+    fn a_unit_that_a_target_wants_is_seen_also_where_the_unit_itself_is_not() {
+        let units = std::env::temp_dir().join(format!("warrend-units-{}", process::id()));
+        let wants = units.join("sysinit.target.wants");
+        fs::create_dir_all(&wants).expect("a temporary directory");
+        fs::write(units.join("warren-fence.service"), "").expect("ours");
+        assert!(!is_wanted(&units), "it is there and not enabled");
+        let link = wants.join("warren-fence.service");
+        symlink("/nowhere/warren-fence.service", link).expect("ours");
+        assert!(is_wanted(&units));
+        fs::remove_dir_all(&units).expect("ours");
+        assert!(!is_wanted(&units));
+    }
 }
