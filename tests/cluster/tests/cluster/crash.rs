@@ -46,7 +46,12 @@ fn a_booted_node_encrypts_before_the_api_answers_and_leaks_nothing_before_that()
     let (mut lab, mut nodes) = Lab::of(2, "Strict");
     lab.settle(&nodes);
     assert!(nodes[0].pod.reaches("10.244.2.5"));
-    // What a boot leaves: the disk.
+    // What a boot leaves: the disk, which has what is new after some seconds.
+    let key = lab.record("n2").expect("it is published").spec.public_key;
+    let kept = nodes[0].state.join("cluster.json");
+    patiently("the disk has its peer", Duration::from_secs(30), || {
+        fs::read_to_string(&kept).is_ok_and(|kept| kept.contains(&key))
+    });
     nodes[0].end(Signal::KILL);
     nodes[0].shut_way();
     nodes[0].host.run(
