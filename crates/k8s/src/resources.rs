@@ -351,7 +351,7 @@ pub struct MeshNodeStatus {
 
     /// What was once reached through the tunnel while the mesh is staged, and is never sent to in the clear again:
     /// prefixes of pods, or addresses of nodes in the mode Overlay, joined where they make up one prefix. A node
-    /// that has lost its disk takes them from here. Where they are more than 256 the largest are here.
+    /// that has lost its disk takes them from here. Where they are more than 256 the largest of each family are here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256), inner(length(max = 43)))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]

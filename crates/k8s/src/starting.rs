@@ -4,7 +4,7 @@
 //! [`Starting`] takes it away once the node's daemon has said what it enforces: until then a pod's traffic
 //! leaves in the clear also where the mesh is strict.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use http::Method;
@@ -13,8 +13,9 @@ use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 use tokio::time::{self, Instant};
 
-use crate::access::{Client, Failure};
+use crate::access::{Client, Denied, Failure};
 use crate::backoff::Backoff;
+use crate::directory::View;
 use crate::feed::Feed;
 use crate::objects::Metadata;
 use crate::resources::Enforcement;
@@ -36,6 +37,10 @@ const LOOK: Duration = Duration::from_secs(5);
 pub struct Starting {
     client: Client,
     feed: Feed,
+    /// What the API said, up to those of `changed`.
+    view: View,
+    /// Nodes that were not looked at since their record changed.
+    changed: BTreeSet<String>,
     /// The uid of each Node that was seen without the taint: it does not come back, since a kubelet sets it
     /// where it makes the Node alone.
     started: BTreeMap<String, String>,
@@ -81,6 +86,8 @@ impl Starting {
         Self {
             client: client.clone(),
             feed: Feed::of_records(client),
+            view: View::default(),
+            changed: BTreeSet::new(),
             started: BTreeMap::new(),
             deaf: None,
             failed: BTreeMap::new(),
@@ -91,6 +98,7 @@ impl Starting {
     /// Waits for the next one.
     pub async fn next(&mut self) -> Started {
         loop {
+            self.follow_changes();
             while let Some((name, uid, enforcement)) = self.waiting() {
                 match self.client.start(&name, &uid).await {
                     Ok(was_tainted) => {
@@ -102,7 +110,10 @@ impl Starting {
                     }
                     Err(failure) => {
                         let sentence = format!("Node {name}: {}", failure.sentence());
-                        if failure.is_of_a_moment() {
+                        let is_of_all =
+                            matches!(failure.denied(), Some(Denied::Credentials | Denied::Rights));
+                        if failure.is_of_a_moment() || is_of_all {
+                            self.changed.insert(name);
                             self.backoff.wait(failure.retry_after()).await;
                         } else {
                             self.failed.insert(name, Instant::now() + AGAIN);
@@ -124,19 +135,41 @@ impl Starting {
         }
     }
 
-    /// A node whose daemon is at work and of whose taint nothing is known.
+    /// Takes over what the API has said of single nodes, or of all.
+    fn follow_changes(&mut self) {
+        match self.feed.follow(&mut self.view) {
+            Some(changed) => self.changed.extend(changed.into_keys()),
+            None => {
+                self.view = self.feed.look();
+                let records = self.view.records.iter().flatten();
+                self.changed.extend(records.map(|(name, _)| name.clone()));
+                self.changed.extend(self.started.keys().cloned());
+            }
+        }
+        let now = Instant::now();
+        let due = self.failed.extract_if(.., |_, again| *again <= now);
+        self.changed.extend(due.map(|(name, _)| name));
+    }
+
+    /// The next node whose daemon enforces something and of whose taint nothing is known.
     fn waiting(&mut self) -> Option<(String, String, Enforcement)> {
-        let view = self.feed.look();
-        let records = view.records.as_ref()?;
-        self.started.retain(|name, _| records.contains_key(name));
-        self.failed.retain(|_, again| *again > Instant::now());
-        records.iter().find_map(|(name, record)| {
-            let record = record.as_ref().ok()?;
-            let enforcement = record.fenced?;
-            let is_new = self.started.get(name) != Some(&record.node_uid);
-            let is_due = is_new && !self.failed.contains_key(name);
-            is_due.then(|| (name.clone(), record.node_uid.clone(), enforcement))
-        })
+        while let Some(name) = self.changed.pop_first() {
+            let records = self.view.records.as_ref();
+            let Some(record) = records.and_then(|records| records.get(&name)) else {
+                self.started.remove(&name);
+                self.failed.remove(&name);
+                continue;
+            };
+            let Some((enforcement, uid)) = (record.as_ref().ok())
+                .and_then(|record| Some((record.fenced?, record.node_uid.clone())))
+            else {
+                continue;
+            };
+            if self.started.get(&name) != Some(&uid) && !self.failed.contains_key(&name) {
+                return Some((name, uid, enforcement));
+            }
+        }
+        None
     }
 }
 

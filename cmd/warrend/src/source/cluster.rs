@@ -346,7 +346,7 @@ impl ClusterSource {
                 return None;
             }
             let own = Own {
-                turned: self.memory.closes_all(),
+                turned: self.memory.is_strict(),
                 returning: !self.was_ready,
             };
             let stage = view.stage(made.book.settings(), self.memory.identity()?, own);
