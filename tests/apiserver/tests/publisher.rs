@@ -255,14 +255,9 @@ async fn a_refusal_by_a_policy_of_others_is_not_taken_for_the_one_by_ours() {
     .await;
     let publishing = publishing_in(cluster, daemon, Duration::ZERO).await;
     publishing.want(&progress(0));
-    eventually("it was tried", || async {
-        match publishing.publisher.report().foreign {
-            Foreign::Untried => false,
-            Foreign::Unknown(why) => why.contains("names-of-the-house is none of Warren's"),
-            other => panic!("{other:?}"),
-        }
-    })
-    .await;
+    publishing
+        .is_untold("names-of-the-house is none of Warren's")
+        .await;
     eventually("its record says so", || async {
         let status = publishing.record().await.and_then(|record| record.status);
         let mut conditions = status.into_iter().flat_map(|status| status.conditions);
@@ -293,14 +288,7 @@ async fn a_daemon_without_the_right_to_write_does_not_take_that_for_the_policy()
     .await;
     let publishing = publishing_in(cluster, daemon, Duration::ZERO).await;
     publishing.want(&progress(0));
-    eventually("it was tried", || async {
-        match publishing.publisher.report().foreign {
-            Foreign::Untried => false,
-            Foreign::Unknown(why) => why.contains("rights.yaml"),
-            other => panic!("{other:?}"),
-        }
-    })
-    .await;
+    publishing.is_untold("rights.yaml").await;
     eventually("it says that it cannot publish", || async {
         let report = publishing.publisher.report();
         report.denied && report.error.is_some_and(|why| why.contains("rights.yaml"))
@@ -430,6 +418,18 @@ impl Publishing {
         })
         .await;
         self.record().await.expect("it was there")
+    }
+
+    /// Waits until another refusal than ours has hidden whether ours would, for a reason with these words.
+    async fn is_untold(&self, words: &str) {
+        eventually("it was tried", || async {
+            match self.publisher.report().foreign {
+                Foreign::Untried => false,
+                Foreign::Unknown(why) => why.contains(words),
+                other => panic!("{other:?}"),
+            }
+        })
+        .await;
     }
 
     async fn record(&self) -> Option<MeshNode> {

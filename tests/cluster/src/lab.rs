@@ -142,6 +142,20 @@ impl Lab {
         (lab, nodes)
     }
 
+    /// Nodes 1 and 2 with their daemons, which have reached each other in a staged mesh and closed that.
+    #[track_caller]
+    pub fn staged_pair(&self) -> Vec<Node> {
+        let mut nodes: Vec<Node> = (1..=2).map(|number| self.join(number)).collect();
+        for node in &mut nodes {
+            node.start();
+        }
+        self.settle(&nodes);
+        for node in &nodes {
+            node.until_latched();
+        }
+        nodes
+    }
+
     /// Waits for what the API server does.
     pub fn wait<T>(&self, work: impl Future<Output = T>) -> T {
         self.runtime.block_on(work)

@@ -136,14 +136,7 @@ fn stays_closed_without_its_node(cni: Cni, mesh: &Value) {
     lab.mesh(mesh.clone());
     // Without a daemon: it keeps the cluster staged.
     let third = lab.join(3);
-    let mut nodes: Vec<Node> = (1..=2).map(|number| lab.join(number)).collect();
-    for node in &mut nodes {
-        node.start();
-    }
-    lab.settle(&nodes);
-    for node in &nodes {
-        node.until_latched();
-    }
+    let mut nodes = lab.staged_pair();
     all_enforce(&nodes, Enforcement::Staged);
     lab.listen_for(&["10.244.2.0/24", "fd00:10:244:2::/64"]);
     nodes[0].talk_to(&nodes[1]);
@@ -252,14 +245,7 @@ fn closes_all_by_a_damaged_latch(mesh: &Value, enforcement: Enforcement) {
     lab.mesh(mesh.clone());
     // Without a daemon: it keeps the cluster staged.
     let third = lab.join(3);
-    let mut nodes: Vec<Node> = (1..=2).map(|number| lab.join(number)).collect();
-    for node in &mut nodes {
-        node.start();
-    }
-    lab.settle(&nodes);
-    for node in &nodes {
-        node.until_latched();
-    }
+    let mut nodes = lab.staged_pair();
     let damaged = "{\"prefixes\":[\"0.0.0.0/0\"],\"addresses\":[],\"strict\":false}";
     lab.listen_for(&["10.244.1.0/24", "fd00:10:244:1::/64"]);
     let flood = Flood::start(&nodes[0].pod, &nodes[1].pod_addresses());
@@ -437,14 +423,7 @@ fn a_refused_mesh_opens_nothing_of_what_a_staged_one_has_closed() {
     lab.mesh(json!({"podPrefixes": PODS}));
     // Without a daemon: it keeps the cluster staged.
     lab.add_node("n9", 9);
-    let mut nodes: Vec<Node> = (1..=2).map(|number| lab.join(number)).collect();
-    for node in &mut nodes {
-        node.start();
-    }
-    lab.settle(&nodes);
-    for node in &nodes {
-        node.until_latched();
-    }
+    let mut nodes = lab.staged_pair();
     lab.listen();
     nodes[0].talk_to(&nodes[1]);
     lab.mesh(json!({"podPrefixes": ["192.0.0.0/8"], "enforcement": "Permissive"}));

@@ -10,6 +10,15 @@ fn key(lab: &Lab, name: &str) -> Option<String> {
     lab.record(name).map(|record| record.spec.public_key)
 }
 
+/// The pod of this node's daemon is made anew, as its Node was, until the key is another than this.
+fn starts_anew(lab: &Lab, node: &mut Node, before: &str) {
+    node.credit(lab.credentials(&node.name));
+    node.start();
+    patiently("it publishes another key", Duration::from_secs(30), || {
+        key(lab, &node.name).is_some_and(|key| key != before)
+    });
+}
+
 #[test]
 fn a_node_made_anew_under_its_name_has_another_key() {
     let (mut lab, mut nodes) = Lab::of(2, "Strict");
@@ -21,12 +30,7 @@ fn a_node_made_anew_under_its_name_has_another_key() {
     lab.add_node("n2", 2);
     // Its pod is made anew with it.
     nodes[1].end(rustix::process::Signal::TERM);
-    let credentials = lab.credentials("n2");
-    nodes[1].credit(credentials);
-    nodes[1].start();
-    patiently("it publishes another key", Duration::from_secs(30), || {
-        key(&lab, "n2").is_some_and(|key| key != before)
-    });
+    starts_anew(&lab, &mut nodes[1], &before);
     lab.settle(&nodes);
     patiently("it is reached", Duration::from_secs(30), || {
         nodes[0].pod.reaches("10.244.2.5")
@@ -61,12 +65,7 @@ fn a_node_made_anew_with_other_prefixes_is_reached_by_these_and_not_by_those_it_
         );
     }
     lab.add_node_with("n2", 2, &prefixes_of(22));
-    let credentials = lab.credentials("n2");
-    nodes[1].credit(credentials);
-    nodes[1].start();
-    patiently("it publishes another key", Duration::from_secs(30), || {
-        key(&lab, "n2").is_some_and(|key| key != before)
-    });
+    starts_anew(&lab, &mut nodes[1], &before);
     lab.settle(&nodes);
     for other in [0, 2] {
         patiently("it is reached", Duration::from_secs(30), || {

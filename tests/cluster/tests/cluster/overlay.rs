@@ -125,14 +125,7 @@ fn a_mesh_that_changes_from_overlay_to_route_cuts_no_node_off() {
     let lab = Lab::by(Cni::Vxlan);
     lab.mesh(json!({"mode": "Overlay", "overlayPorts": [8472]}));
     lab.add_node("n9", 9);
-    let mut nodes: Vec<Node> = (1..=2).map(|number| lab.join(number)).collect();
-    for node in &mut nodes {
-        node.start();
-    }
-    lab.settle(&nodes);
-    for node in &nodes {
-        node.until_latched();
-    }
+    let nodes = lab.staged_pair();
     lab.mesh(json!({"mode": "Route", "podPrefixes": PODS}));
     for node in &nodes {
         node.until("pods' prefixes are in the tunnel", |status| {
