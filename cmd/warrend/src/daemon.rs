@@ -312,10 +312,7 @@ impl Daemon {
             match serve(interface, &self.board) {
                 Ok(server) => self.server = Some((interface.clone(), server)),
                 // Another daemon has it, and with it all that follows.
-                Err(error) if self.server.is_none() => {
-                    self.failures = vec![format!("{error:#}")];
-                    return;
-                }
+                Err(error) if self.server.is_none() => return self.idle(format!("{error:#}")),
                 Err(error) => failures.push(format!("{error:#}")),
             }
         }
@@ -351,16 +348,18 @@ impl Daemon {
             }
         }
         let listens = (self.tunnel.as_ref()).is_some_and(|tunnel| tunnel.listens(&plan));
+        self.tell(&plan, failures);
         let mut against = (self.source.refused().iter())
             .chain(self.source.denied())
-            .chain(&failures);
-        self.board.facts().unready = match against.next() {
+            .chain(&self.failures);
+        let unready = match against.next() {
             None if listens => None,
             None => Some("the tunnel is not up yet".to_owned()),
             Some(why) => Some(why.clone()),
         };
-        self.tell(&plan, failures);
-        self.board.facts().plan = Some(plan.clone());
+        let mut facts = self.board.facts();
+        (facts.plan, facts.unready) = (Some(plan.clone()), unready);
+        drop(facts);
         let (source, _, around) = self.source();
         source.realised(&plan, &around);
     }
@@ -463,6 +462,13 @@ impl Daemon {
         if let Err(error) = repaired {
             tracing::debug!(%error, "the fence is not repaired");
         }
+        let (source, _, around) = self.source();
+        source.stalled(&sentence, &around);
+        self.idle(sentence);
+    }
+
+    /// Says why this host is left as it is.
+    fn idle(&mut self, sentence: String) {
         if !self.failures.contains(&sentence) {
             tracing::warn!("{sentence}");
         }
@@ -470,8 +476,6 @@ impl Daemon {
         facts.unready = Some(sentence.clone());
         facts.problems = vec![sentence.clone()];
         drop(facts);
-        let (source, _, around) = self.source();
-        source.stalled(&sentence, &around);
         self.failures = vec![sentence];
     }
 

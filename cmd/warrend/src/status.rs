@@ -54,7 +54,10 @@ impl Board {
     pub(crate) fn new(node: NodeName) -> Self {
         Self {
             node,
-            facts: Mutex::default(),
+            facts: Mutex::new(Facts {
+                unready: Some("it has just started".to_owned()),
+                ..Facts::default()
+            }),
             round: Mutex::new(Instant::now()),
         }
     }
@@ -239,7 +242,16 @@ mod tests {
     use std::os::unix::fs::symlink;
     use std::{fs, process};
 
-    use super::is_wanted;
+    use warren_control::status::Source as _;
+
+    use super::{Board, is_wanted};
+
+    #[test]
+    fn a_daemon_that_has_just_started_is_not_ready() {
+        let board = Board::new("n1".parse().expect("a name"));
+        assert_eq!(board.unready().as_deref(), Some("it has just started"));
+        assert_eq!(board.status().unready, board.unready());
+    }
 
     #[test]
     fn a_unit_that_a_target_wants_is_seen_also_where_the_unit_itself_is_not() {

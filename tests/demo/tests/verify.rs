@@ -41,17 +41,24 @@ fn a_node_without_a_fence_is_seen_to_leak() {
 
 #[test]
 fn a_daemon_that_does_not_say_what_its_mesh_is_proves_nothing() {
-    let status = Status {
-        node: Node {
-            mesh_prefixes: [].into(),
-            ..node()
-        },
-        ..Status::default()
-    };
-    let verified = verify(status);
-    assert_eq!(verified.status.code(), Some(1), "{verified:?}");
-    let said = String::from_utf8_lossy(&verified.stderr).into_owned();
-    assert!(said.contains("does not say what its mesh is"), "{said}");
+    let why = "there is no /dev/net/tun";
+    for (unready, sentence) in [
+        (None, "does not say what its mesh is"),
+        (Some(why.to_owned()), why),
+    ] {
+        let status = Status {
+            node: Node {
+                mesh_prefixes: [].into(),
+                ..node()
+            },
+            unready,
+            ..Status::default()
+        };
+        let verified = verify(status);
+        assert_eq!(verified.status.code(), Some(1), "{verified:?}");
+        let said = String::from_utf8_lossy(&verified.stderr).into_owned();
+        assert!(said.contains(sentence), "{said}");
+    }
 }
 
 #[test]

@@ -201,6 +201,9 @@ pub(crate) fn judge(status: &Status) -> anyhow::Result<Verdict> {
         "nothing is closed yet: the mesh is Staged, and no peer was reached through the tunnel; `warren status` \
          says why"
     );
+    if let (true, Some(why)) = (node.mesh_prefixes.is_empty(), &status.unready) {
+        bail!("the daemon carries no traffic yet, so there is nothing to prove: {why}");
+    }
     ensure!(
         !node.mesh_prefixes.is_empty(),
         "the daemon of {} does not say what its mesh is",
