@@ -7,20 +7,10 @@ use crate::case::Case;
 pub(crate) enum Against {
     /// A ratio to wireguard-go.
     WireguardGo,
-    /// A ratio to whichever peer is the best in a round.
+    /// A ratio to the peer that is the best by its median over all rounds.
     BestPeer,
     /// The figure itself.
     Nothing,
-}
-
-impl Against {
-    pub(crate) fn words(self) -> &'static str {
-        match self {
-            Against::WireguardGo => "wireguard-go",
-            Against::BestPeer => "the best peer",
-            Against::Nothing => "-",
-        }
-    }
 }
 
 /// A figure with its bar and what is aimed at.

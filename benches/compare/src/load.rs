@@ -307,8 +307,11 @@ fn send_forgeries(socket: &UdpSocket, mut random: Random, a_second: u32, stop: &
     }
 }
 
-/// Round-trip times of ICMP echoes with 56 bytes, in order of their length, one every `interval` to
-/// each of the addresses in turn; those that are not answered within a second count as a second.
+/// Round-trip times of ICMP echoes with 56 bytes, in order of their length, `count` to each of the
+/// addresses, one every `interval`; those that are not answered within a second count as a second.
+///
+/// What the one before has left in caches and awake is found by the next, so that each comes after any
+/// other in turn.
 pub(crate) fn echoes(
     bed: &Bed,
     to: &[Ipv4Addr],
@@ -322,11 +325,13 @@ pub(crate) fn echoes(
     let mut times = vec![Vec::new(); to.len()];
     let schedule = Stopwatch::start();
     let mut next = Duration::ZERO;
+    let mut order: Vec<usize> = (0..to.len()).collect();
     for number in 0..count {
-        for (socket, times) in sockets.iter().zip(&mut times) {
+        shuffle(&mut order)?;
+        for &place in &order {
             let watch = Stopwatch::start();
-            let answered = echo(socket, number as u16, Duration::from_secs(1))?;
-            times.push(if answered {
+            let answered = echo(&sockets[place], number as u16, Duration::from_secs(1))?;
+            times[place].push(if answered {
                 watch.elapsed()
             } else {
                 Duration::from_secs(1)
@@ -339,6 +344,14 @@ pub(crate) fn echoes(
         times.sort();
     }
     Ok(times)
+}
+
+fn shuffle(places: &mut [usize]) -> Result<()> {
+    for end in (1..places.len()).rev() {
+        let random = getrandom::u32()? as usize;
+        places.swap(end, random % (end + 1));
+    }
+    Ok(())
 }
 
 /// Whether one echo is answered within 200 ms.

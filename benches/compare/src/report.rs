@@ -155,11 +155,8 @@ impl Report {
             let larger = larger_is_better(bar.figure);
             let [least, aim] = bar.wanted_on(self.machine.avx512ifma);
             let sign = if larger { ">=" } else { "<=" };
-            let mut values: Vec<f64> = (0..self.rounds)
-                .filter_map(|round| self.against(bar, round))
-                .filter(|value| value.is_finite())
-                .collect();
-            let (shown, verdict) = match Spread::of(&mut values) {
+            let rival = self.rival(bar);
+            let (shown, verdict) = match Spread::of(&mut self.against(bar, rival)) {
                 Some(spread) => {
                     measured += 1;
                     // What must never happen may not happen in any round.
@@ -175,7 +172,12 @@ impl Report {
             };
             rows.push(vec![
                 bar.name.to_owned(),
-                bar.against.words().to_owned(),
+                match (bar.against, rival) {
+                    (Against::Nothing, _) => "-".to_owned(),
+                    (Against::WireguardGo, _) => WIREGUARD_GO.to_owned(),
+                    (Against::BestPeer, None) => "the best peer".to_owned(),
+                    (Against::BestPeer, Some(peer)) => format!("{peer} (the best)"),
+                },
                 shown,
                 format!("{sign} {least}"),
                 format!("{sign} {aim}"),
@@ -202,29 +204,70 @@ impl Report {
         Ok(())
     }
 
-    /// The figure that a bar is about, in one round.
-    fn against(&self, bar: &Bar, round: usize) -> Option<f64> {
-        let key = format!("{:?}", bar.case);
-        let figure = |device: &str| {
-            let sample = self.samples.iter().find(|sample| {
-                sample.case == key && sample.device == device && sample.round == round
-            })?;
-            sample.figures.get(bar.figure).copied()
+    /// The figure of one device in one round.
+    fn figure(&self, case: Case, figure: &str, device: &str, round: usize) -> Option<f64> {
+        let case = format!("{case:?}");
+        let sample = self.samples.iter().find(|sample| {
+            sample.case == case && sample.device == device && sample.round == round
+        })?;
+        sample.figures.get(figure).copied()
+    }
+
+    /// The figure of one device in all rounds.
+    fn rounds_of(&self, case: Case, figure: &str, device: &str) -> Vec<f64> {
+        (0..self.rounds)
+            .filter_map(|round| self.figure(case, figure, device, round))
+            .collect()
+    }
+
+    /// Ratios of one device to another within the rounds.
+    fn ratios(&self, case: Case, figure: &str, device: &str, to: &str) -> Vec<f64> {
+        (0..self.rounds)
+            .filter_map(|round| {
+                let to = self.figure(case, figure, to, round)?;
+                Some(self.figure(case, figure, device, round)? / to)
+            })
+            .filter(|ratio| ratio.is_finite())
+            .collect()
+    }
+
+    /// Whoever of these has the best median over the rounds. The best of each round would be whom chance
+    /// has favoured in it, and better than any of them.
+    fn best(&self, case: Case, figure: &str, peers: &[&'static str]) -> Option<&'static str> {
+        let mut medians: Vec<(f64, &'static str)> = (peers.iter())
+            .filter_map(|&peer| {
+                let spread = Spread::of(&mut self.rounds_of(case, figure, peer))?;
+                Some((spread.median, peer))
+            })
+            .collect();
+        medians.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let best = match larger_is_better(figure) {
+            true => medians.last(),
+            false => medians.first(),
         };
-        let ours = figure(if bar.null { NULL } else { WARREN })?;
+        best.map(|(_, peer)| *peer)
+    }
+
+    /// Whom a bar's figure is held against, if it is against anybody who was measured.
+    fn rival(&self, bar: &Bar) -> Option<&'static str> {
+        let is_there = |peer: &str| !self.rounds_of(bar.case, bar.figure, peer).is_empty();
         match bar.against {
-            Against::WireguardGo => Some(ours / figure(WIREGUARD_GO)?),
+            Against::Nothing => None,
+            Against::WireguardGo => Some(WIREGUARD_GO).filter(|peer| is_there(peer)),
             // Who is the best is known only when all are there.
-            Against::BestPeer => {
-                let peers: Option<Vec<f64>> = PEERS.into_iter().map(figure).collect();
-                let best = peers?.into_iter().reduce(if larger_is_better(bar.figure) {
-                    f64::max
-                } else {
-                    f64::min
-                })?;
-                Some(ours / best)
-            }
-            Against::Nothing => Some(ours),
+            Against::BestPeer => (PEERS.iter().all(|peer| is_there(peer)))
+                .then(|| self.best(bar.case, bar.figure, &PEERS))
+                .flatten(),
+        }
+    }
+
+    /// What is held against a bar, of all rounds.
+    fn against(&self, bar: &Bar, rival: Option<&str>) -> Vec<f64> {
+        let device = if bar.null { NULL } else { WARREN };
+        match (bar.against, rival) {
+            (Against::Nothing, _) => self.rounds_of(bar.case, bar.figure, device),
+            (_, Some(rival)) => self.ratios(bar.case, bar.figure, device, rival),
+            (_, None) => Vec::new(),
         }
     }
 
@@ -250,31 +293,17 @@ impl Report {
         if figures.is_empty() {
             return Ok(());
         }
-        let value = |device: &str, round: usize, figure: &str| {
-            let sample = samples
-                .iter()
-                .find(|sample| sample.device == device && sample.round == round)?;
-            sample.figures.get(figure).copied()
-        };
         let mut rows = vec![vec![String::new()]];
         rows[0].extend(figures.iter().map(|figure| (*figure).to_owned()));
         for device in devices {
             let mut row = vec![device.clone()];
             for figure in &figures {
-                let mut values: Vec<f64> = (0..self.rounds)
-                    .filter_map(|round| value(device, round, figure))
-                    .collect();
-                let mut ratios: Vec<f64> = (0..self.rounds)
-                    .filter_map(|round| {
-                        Some(value(device, round, figure)? / value(reference, round, figure)?)
-                    })
-                    .filter(|ratio| ratio.is_finite())
-                    .collect();
-                let mut cell =
-                    Spread::of(&mut values).map_or_else(|| "-".to_owned(), |spread| spread.show());
+                let mut cell = Spread::of(&mut self.rounds_of(case, figure, device))
+                    .map_or_else(|| "-".to_owned(), |spread| spread.show());
                 if device != reference
                     && device != WIRE
-                    && let Some(spread) = Spread::of(&mut ratios)
+                    && let Some(spread) =
+                        Spread::of(&mut self.ratios(case, figure, device, reference))
                 {
                     write!(cell, " = {} x", spread.show())?;
                 }
@@ -287,32 +316,21 @@ impl Report {
         writeln!(text, "\n### {}\n", case.title())?;
         lay_out(text, &rows)?;
         // The reference may be slow where another is fast, so those that are no peers are also held
-        // against whichever peer was the best in each round.
-        let is_peer = |device: &&String| PEERS.contains(&device.as_str());
-        if devices.iter().filter(is_peer).count() < 2 {
+        // against whichever peer is the best.
+        let peers: Vec<&str> = (PEERS.into_iter())
+            .filter(|peer| devices.iter().any(|device| device == peer))
+            .collect();
+        if peers.len() < 2 {
             return Ok(());
         }
-        for device in devices
-            .iter()
-            .filter(|device| !is_peer(device) && *device != WIRE)
-        {
+        let is_other = |device: &&String| !peers.contains(&device.as_str()) && *device != WIRE;
+        for device in devices.iter().filter(is_other) {
             let mut against = Vec::new();
             for figure in &figures {
-                let mut ratios: Vec<f64> = (0..self.rounds)
-                    .filter_map(|round| {
-                        let peers = devices
-                            .iter()
-                            .filter(is_peer)
-                            .filter_map(|peer| value(peer, round, figure));
-                        let best = peers.reduce(if larger_is_better(figure) {
-                            f64::max
-                        } else {
-                            f64::min
-                        })?;
-                        Some(value(device, round, figure)? / best)
-                    })
-                    .filter(|ratio| ratio.is_finite())
-                    .collect();
+                let Some(best) = self.best(case, figure, &peers) else {
+                    continue;
+                };
+                let mut ratios = self.ratios(case, figure, device, best);
                 if let Some(spread) = Spread::of(&mut ratios) {
                     against.push(format!("{figure} {} x", spread.show()));
                 }
@@ -449,7 +467,41 @@ fn said(program: &str, arguments: &[&str]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Spread, digits};
+    use super::{Case, Figures, Machine, Report, Sample, Spread, WARREN, WIREGUARD_GO, digits};
+
+    #[test]
+    fn the_best_peer_is_the_best_of_all_rounds_and_not_of_each() {
+        let machine = Machine::this().expect("it is known");
+        let mut report = Report {
+            machine,
+            rounds: 3,
+            seconds: 0.0,
+            programs: [].into(),
+            samples: Vec::new(),
+            failures: Vec::new(),
+        };
+        let rounds = [
+            (WARREN, [10.0, 20.0, 30.0]),
+            (WIREGUARD_GO, [10.0, 1.0, 90.0]),
+            ("boringtun-cli", [20.0, 9.0, 9.0]),
+        ];
+        for (device, values) in rounds {
+            for (round, value) in values.into_iter().enumerate() {
+                report.samples.push(Sample {
+                    round,
+                    case: format!("{:?}", Case::Ping),
+                    device: device.to_owned(),
+                    loop_step_ns: 1.0,
+                    figures: Figures::from([("p99 us", value)]),
+                });
+            }
+        }
+        let peers = [WIREGUARD_GO, "boringtun-cli", "gotatun"];
+        let best = report.best(Case::Ping, "p99 us", &peers);
+        assert_eq!(best, Some("boringtun-cli"));
+        let ratios = report.ratios(Case::Ping, "p99 us", WARREN, "boringtun-cli");
+        assert_eq!(ratios, [0.5, 20.0 / 9.0, 30.0 / 9.0]);
+    }
 
     #[test]
     fn figures_have_three_digits_whatever_their_size() {
