@@ -383,6 +383,21 @@ impl Lab {
             });
         }
     }
+
+    /// Waits until the disk of the first has the keys of the others, with which it starts when it is killed. What is
+    /// new waits for some seconds, and for up to a minute where the disk was slow.
+    #[track_caller]
+    pub fn until_kept(&self, nodes: &[Node]) {
+        let (first, others) = nodes.split_first().expect("some");
+        let kept = first.state.join("cluster.json");
+        let keys: Vec<String> = (others.iter())
+            .map(|node| self.record(&node.name).expect("it is published"))
+            .map(|record| record.spec.public_key)
+            .collect();
+        patiently("the disk has its peers", Duration::from_secs(90), || {
+            fs::read_to_string(&kept).is_ok_and(|kept| keys.iter().all(|key| kept.contains(key)))
+        });
+    }
 }
 
 impl Cni {

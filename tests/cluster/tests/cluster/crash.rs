@@ -24,6 +24,7 @@ fn a_killed_daemon_carries_both_ways_within_half_a_second_of_its_start() {
     lab.listen();
     let to = Flow::start(&nodes[1].pod, &nodes[0].pod, "10.244.1.5");
     let from = Flow::start(&nodes[0].pod, &nodes[2].pod, "fd00:10:244:3::5");
+    lab.until_kept(&nodes);
     nodes[0].end(Signal::KILL);
     let flood = Flood::start(&nodes[0].pod, &nodes[1].pod_addresses());
     flood.go_on();
@@ -46,12 +47,8 @@ fn a_booted_node_encrypts_before_the_api_answers_and_leaks_nothing_before_that()
     let (mut lab, mut nodes) = Lab::of(2, "Strict");
     lab.settle(&nodes);
     assert!(nodes[0].pod.reaches("10.244.2.5"));
-    // What a boot leaves: the disk, which has what is new after some seconds.
-    let key = lab.record("n2").expect("it is published").spec.public_key;
-    let kept = nodes[0].state.join("cluster.json");
-    patiently("the disk has its peer", Duration::from_secs(30), || {
-        fs::read_to_string(&kept).is_ok_and(|kept| kept.contains(&key))
-    });
+    // What a boot leaves: the disk.
+    lab.until_kept(&nodes);
     nodes[0].end(Signal::KILL);
     nodes[0].shut_way();
     nodes[0].host.run(
@@ -167,6 +164,7 @@ fn with_fifty_peers_a_killed_daemon_carries_within_half_a_second_too() {
         .map(|node| Flow::start(&nodes[0].pod, &node.pod, &node.pod_addresses()[0]))
         .collect();
     flows.push(Flow::start(&nodes[50].pod, &nodes[0].pod, "10.244.1.5"));
+    lab.until_kept(&nodes);
     nodes[0].end(Signal::KILL);
     nodes[0].start();
     let took = both_go_on(&flows.iter().collect::<Vec<_>>());

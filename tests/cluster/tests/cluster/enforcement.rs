@@ -95,6 +95,7 @@ fn what_a_staged_node_once_reached_is_never_sent_in_the_clear_again() {
         .map(|(from, to)| Flood::start(&from.pod, &to.pod_addresses()))
         .collect();
     // The daemon dies, and its interface, and it comes back without the API; its peer's key is gone.
+    lab.until_kept(&nodes);
     nodes[0].end(rustix::process::Signal::KILL);
     nodes[0].host.run("ip link del warren0");
     for flood in &floods {

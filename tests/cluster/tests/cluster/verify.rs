@@ -129,6 +129,7 @@ fn an_overlay_is_proved_by_what_is_sealed_for_each_peer() {
     nodes[0].talk_to(&nodes[1]);
 
     // Without a session nothing is sealed.
+    lab.until_kept(&nodes);
     for node in &mut nodes {
         node.end(Signal::KILL);
     }
