@@ -15,12 +15,11 @@ use warren_wireguard::Implementation;
 use warren_wireguard::time::Instant;
 
 use crate::clock;
+use crate::handover::{Desk, Handover};
 use crate::poll::{Poller, Timer, Wake};
 use crate::router::{Control, Entropy, Router, Timestamps, Waiting};
 use crate::shared::Shared;
-use crate::worker::{
-    Desk, Directions, EdgeState, Handover, Threads, Worker, WorkerEdges, WorkerEnd,
-};
+use crate::worker::{Directions, EdgeState, Threads, Worker, WorkerEdges, WorkerEnd};
 
 /// How to run a tunnel. The number of workers is that of the device's queues.
 #[derive(Debug, Default)]
@@ -218,12 +217,12 @@ impl Engine {
         let wakes = shared.workers.chunks_exact(directions.len());
         for (place, (queue, wakes)) in queues.iter().zip(wakes).enumerate() {
             let desk = Arc::new(Desk::default());
+            let now = clock::now();
             // The last one has the other's wake, and the first the last one's.
-            let others = wakes.iter().rev().map(|wake| Handover {
-                wake: Arc::clone(wake),
-                desk: Arc::clone(&desk),
-            });
-            for ((&directions, wake), handover) in directions.iter().zip(wakes).zip(others) {
+            let others = wakes.iter().rev();
+            for ((&directions, wake), other) in directions.iter().zip(wakes).zip(others) {
+                let (other, desk) = (Arc::clone(other), Arc::clone(&desk));
+                let handover = Handover::new(other, desk, directions == Directions::In, now);
                 let worker = Worker::new(
                     Arc::clone(&shared),
                     place,

@@ -21,12 +21,14 @@
 mod clock;
 mod drops;
 mod engine;
+mod handover;
 mod index;
 mod known;
 mod limits;
 mod peer;
 mod poll;
 mod router;
+mod schedule;
 mod shared;
 mod sync;
 mod sys;

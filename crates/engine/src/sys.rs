@@ -9,17 +9,29 @@ struct Parameters {
     priority: libc::c_int,
 }
 
-/// From now on the calling thread, when it wakes, waits until whoever runs pauses or has used up
-/// its slice (`SCHED_BATCH`, sched(7)). Its share of the processor and its niceness stay as they are.
-pub(crate) fn schedule_as_batch() -> io::Result<()> {
+/// When a thread that wakes runs (sched(7)). Its share of the processor is its niceness's in either case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Policy {
+    /// At once, if it has had less than its share (`SCHED_OTHER`).
+    Normal,
+    /// When whoever runs pauses or has used up its slice (`SCHED_BATCH`).
+    Batch,
+}
+
+/// Schedules the calling thread so from now on.
+pub(crate) fn schedule(policy: Policy) -> io::Result<()> {
     let parameters = Parameters { priority: 0 };
+    let policy = match policy {
+        Policy::Normal => libc::SCHED_OTHER,
+        Policy::Batch => libc::SCHED_BATCH,
+    };
     // SAFETY: the kernel reads one `sched_param`, which `parameters` is for the whole call; 0 is the
     // calling thread. By its number, since musl's own function answers that there is none.
     let result = unsafe {
         libc::syscall(
             libc::SYS_sched_setscheduler,
             0,
-            libc::SCHED_BATCH,
+            policy,
             &raw const parameters,
         )
     };
@@ -29,20 +41,15 @@ pub(crate) fn schedule_as_batch() -> io::Result<()> {
     Ok(())
 }
 
+/// How the calling thread is scheduled.
 #[cfg(test)]
-mod tests {
-    use super::schedule_as_batch;
-
-    #[test]
-    fn the_kernel_takes_a_thread_for_a_batch() {
-        std::thread::spawn(|| {
-            schedule_as_batch().expect("it needs no right");
-            let stat = std::fs::read_to_string("/proc/thread-self/stat").expect("there is a /proc");
-            let (_, fields) = stat.rsplit_once(')').expect("a name in brackets");
-            // The 41st field, counted from the one behind the name, which is the third (proc(5)).
-            assert_eq!(fields.split_whitespace().nth(38), Some("3"));
-        })
-        .join()
-        .expect("the thread ends well");
+pub(crate) fn policy() -> Policy {
+    let stat = std::fs::read_to_string("/proc/thread-self/stat").expect("there is a /proc");
+    let (_, fields) = stat.rsplit_once(')').expect("a name in brackets");
+    // The 41st field, counted from the one behind the name, which is the third (proc(5)).
+    match fields.split_whitespace().nth(38) {
+        Some("0") => Policy::Normal,
+        Some("3") => Policy::Batch,
+        other => panic!("{other:?} in {stat}"),
     }
 }

@@ -1,14 +1,13 @@
 //! The threads that move packets, each between one TUN queue and one pair of UDP sockets.
 //!
 //! A packet stays on the thread that read it, from read to write. With [`Threads::Joined`] a worker is
-//! one thread that takes turns. With [`Threads::Split`] it is two: the one that has the way in has the
-//! way out, too, while there is little to do, since an echo that wakes one thread is back sooner than one
-//! that wakes two; of much it gives the other the way out ([`Handover`]). Nothing but the router's tables
-//! and peers is shared between them.
+//! one thread that takes turns. With [`Threads::Split`] it is two, of which one has the way in, and the way
+//! out goes to and fro between them ([`Handover`]). Nothing but the router's tables and peers is shared
+//! between them.
 
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -22,10 +21,11 @@ use warren_wireguard::time::Instant;
 
 use crate::clock;
 use crate::drops::Reason;
+use crate::handover::Handover;
 use crate::poll::{Poller, Wake};
 use crate::router::{Edges, Inbound, Outbound, Router};
+use crate::schedule::{Duty, Schedule};
 use crate::shared::{Shared, SocketSet};
-use crate::sys;
 
 /// How many packets one read of a TUN queue takes at most.
 const READ_PACKETS: usize = 64;
@@ -48,25 +48,6 @@ const TURNS: usize = 16;
 /// of the batch is dropped. One that takes a little now and then is waited for again: every wait is
 /// paid for by something that was sent.
 const SEND_PATIENCE: Duration = Duration::from_millis(1);
-
-/// By how much a thread that has both directions is nicer to its packets than the daemon is to the host.
-///
-/// The program that sends is one thread; its packet takes two on the way out and in. With equal
-/// shares of too few processors the sender fills queues that nobody has the time to empty, and what
-/// it sent is dropped. Twice the share (a step is a quarter more) mends that. Ten steps are too
-/// many for who reads from the TUN: a thread that pre-empts its sender at each packet never finds
-/// two to send together.
-const NICENESS_PREEMPTING: i32 = -3;
-
-/// The same for a thread that has the way out alone. It pre-empts nobody when it wakes
-/// ([`sys::schedule_as_batch`]), so that it may have six times a sender's share and finds many packets.
-const NICENESS_OUT: i32 = -8;
-
-/// The same for a thread that has the way in alone: twice the share of the way out.
-///
-/// A bulk stream's window stands before whichever thread gets too little time. Before the way in it
-/// is sealed and nothing can pass it; before the way out a sparse flow does ([`Backlog`]).
-const NICENESS_IN: i32 = -11;
 
 const WAKE: u32 = 0;
 const TUN: u32 = 1;
@@ -101,8 +82,7 @@ pub(crate) struct Worker {
     wake: Arc<Wake>,
     outbound: Option<Box<OutboundPump>>,
     inbound: Option<InboundPump>,
-    handover: Option<Handover>,
-    pace: Pace,
+    handover: Option<Handover<Box<OutboundPump>>>,
     /// When the last batch began.
     now: Instant,
 }
@@ -165,76 +145,6 @@ pub(crate) enum Directions {
     In,
 }
 
-/// The other thread of a worker, and where the way out lies on its way there.
-#[derive(Debug)]
-pub(crate) struct Handover {
-    pub(crate) wake: Arc<Wake>,
-    pub(crate) desk: Arc<Desk>,
-}
-
-/// Where one thread of a worker leaves the way out for the other.
-pub(crate) type Desk = Mutex<Option<Box<OutboundPump>>>;
-
-impl Handover {
-    fn give(&self, pump: Box<OutboundPump>) {
-        *self.desk() = Some(pump);
-        self.wake.wake();
-    }
-
-    fn take(&self) -> Option<Box<OutboundPump>> {
-        self.desk().take()
-    }
-
-    fn desk(&self) -> MutexGuard<'_, Option<Box<OutboundPump>>> {
-        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// How much a thread has to do, in the time since `since`.
-#[derive(Debug)]
-struct Pace {
-    since: Instant,
-    load: usize,
-}
-
-/// So much within [`MUCH_WITHIN`] is work for two threads: some 500 Mbit/s, or 64,000 small packets a second.
-const MUCH: usize = 65536;
-const MUCH_WITHIN: Duration = Duration::from_millis(1);
-/// Less than [`MUCH`] within so long is work for one.
-const LITTLE_WITHIN: Duration = Duration::from_millis(10);
-/// What a packet of no bytes counts for.
-const PACKET_LOAD: usize = 1024;
-
-impl Pace {
-    fn new(now: Instant) -> Self {
-        Self {
-            since: now,
-            load: 0,
-        }
-    }
-
-    fn count(&mut self, packets: usize, bytes: usize) {
-        self.load += packets * PACKET_LOAD + bytes;
-    }
-
-    fn is_much(&mut self, now: Instant) -> bool {
-        let is_much = self.load >= MUCH;
-        if is_much || now.saturating_duration_since(self.since) >= MUCH_WITHIN {
-            *self = Self::new(now);
-        }
-        is_much
-    }
-
-    fn is_little(&mut self, now: Instant) -> bool {
-        if now.saturating_duration_since(self.since) < LITTLE_WITHIN {
-            return false;
-        }
-        let is_little = self.load < MUCH;
-        *self = Self::new(now);
-        is_little
-    }
-}
-
 impl Worker {
     pub(crate) fn new(
         shared: Arc<Shared>,
@@ -242,10 +152,9 @@ impl Worker {
         queue: Arc<Queue>,
         wake: Arc<Wake>,
         directions: Directions,
-        handover: Option<Handover>,
+        handover: Option<Handover<Box<OutboundPump>>>,
         merge: Merge,
     ) -> Self {
-        let now = clock::now();
         Self {
             shared,
             place,
@@ -254,19 +163,13 @@ impl Worker {
             outbound: (directions != Directions::Out).then(|| Box::new(OutboundPump::new())),
             inbound: (directions != Directions::Out).then(|| InboundPump::new(merge)),
             handover,
-            pace: Pace::new(now),
-            now,
+            now: clock::now(),
         }
     }
 
     /// Moves packets until it is told to stop or the interface is gone.
     pub(crate) fn run(mut self) -> io::Result<WorkerEnd> {
-        let precedence = Precedence::of_daemon();
-        // Without the larger share it would only wait longer.
-        let batch = self.inbound.is_none()
-            && precedence.take(NICENESS_OUT)
-            && sys::schedule_as_batch().is_ok();
-        precedence.take(self.niceness(batch));
+        let mut schedule = Schedule::of_thread(self.duty(), self.now);
         let mut poller = Poller::new()?;
         poller.add(&*self.wake, WAKE)?;
         if self.outbound.is_some() {
@@ -290,9 +193,7 @@ impl Worker {
                     self.listen(&poller, &current)?;
                     sockets = current;
                 }
-                if self.take_over(&poller)? {
-                    precedence.take(self.niceness(batch));
-                }
+                self.take_over(&poller)?;
             }
             let pair = sockets.pair(self.place);
             for _ in 0..TURNS {
@@ -317,48 +218,44 @@ impl Worker {
                     break;
                 }
             }
-            if self.hand_over(&poller)? {
-                precedence.take(self.niceness(batch));
-            }
+            self.hand_over(&poller)?;
+            schedule.serve(self.duty(), self.now);
+            schedule.look(self.now);
         }
     }
 
-    /// What suits the directions that it has now.
-    fn niceness(&self, batch: bool) -> i32 {
+    /// What it has to move now.
+    fn duty(&self) -> Duty {
         match (&self.inbound, &self.outbound) {
-            (Some(_), None) => NICENESS_IN,
-            (None, _) if batch => NICENESS_OUT,
-            _ => NICENESS_PREEMPTING,
+            (Some(_), Some(_)) => Duty::Both,
+            (Some(_), None) => Duty::In,
+            (None, _) if self.handover.as_ref().is_some_and(Handover::is_sparse) => Duty::Answers,
+            (None, _) => Duty::Out,
         }
     }
 
-    /// Takes the way out, if the other thread has left it, and answers whether it has.
-    fn take_over(&mut self, poller: &Poller) -> io::Result<bool> {
-        let Some(pump) = self.handover.as_ref().and_then(Handover::take) else {
-            return Ok(false);
-        };
-        poller.add(&*self.queue, TUN)?;
-        self.outbound = Some(pump);
-        self.pace = Pace::new(clock::now());
-        Ok(true)
+    /// Takes the way out, if the other thread has given it.
+    fn take_over(&mut self, poller: &Poller) -> io::Result<()> {
+        self.now = clock::now();
+        if let Some(pump) = self.handover.as_mut().and_then(|it| it.take(self.now)) {
+            poller.add(&*self.queue, TUN)?;
+            self.outbound = Some(pump);
+        }
+        Ok(())
     }
 
-    /// Gives the way out to the other thread, if that is the better one for it, and answers whether it
-    /// did. What has left has left by then, so no packet passes another.
-    fn hand_over(&mut self, poller: &Poller) -> io::Result<bool> {
-        let Some(handover) = &self.handover else {
-            return Ok(false);
+    /// Gives the way out to the other thread, if that is the better one for it. What has left has left by then,
+    /// so no packet passes another.
+    fn hand_over(&mut self, poller: &Poller) -> io::Result<()> {
+        let Some(handover) = &mut self.handover else {
+            return Ok(());
         };
-        let is_due = match self.inbound {
-            Some(_) => self.pace.is_much(self.now),
-            None => self.pace.is_little(self.now),
-        };
-        let Some(pump) = self.outbound.take_if(|_| is_due) else {
-            return Ok(false);
-        };
-        poller.remove(&*self.queue)?;
-        handover.give(pump);
-        Ok(true)
+        let is_due = handover.is_due(self.outbound.is_some(), self.now);
+        if let Some(pump) = self.outbound.take_if(|_| is_due) {
+            poller.remove(&*self.queue)?;
+            handover.give(pump);
+        }
+        Ok(())
     }
 
     /// Whether something was read from the TUN queue that has not left.
@@ -386,7 +283,9 @@ impl Worker {
         let now = clock::now();
         let packets = batch.packets();
         let bytes = packets.iter().map(|packet| packet.range.len()).sum();
-        self.pace.count(packets.len(), bytes);
+        if let Some(handover) = &mut self.handover {
+            handover.count(packets.len(), bytes);
+        }
         self.now = now;
         let mut edges = WorkerEdges {
             router,
@@ -420,7 +319,9 @@ impl Worker {
         let now = clock::now();
         let datagrams = &batch.datagrams;
         let bytes = datagrams.iter().map(|datagram| datagram.range.len()).sum();
-        self.pace.count(datagrams.len(), bytes);
+        if let Some(handover) = &mut self.handover {
+            handover.count(datagrams.len(), bytes);
+        }
         self.now = now;
         let mut edges = WorkerEdges {
             router,
@@ -468,23 +369,6 @@ fn read_ahead(queue: &Queue, backlog: &mut Backlog) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// The niceness that the daemon was given, from which that of its packet threads counts.
-struct Precedence(Option<i32>);
-
-impl Precedence {
-    fn of_daemon() -> Self {
-        Self(rustix::process::getpriority_process(None).ok())
-    }
-
-    /// Sets the calling thread's niceness, and answers whether it could. Without the right to
-    /// (`CAP_SYS_NICE`) it stays as it is.
-    fn take(&self, niceness: i32) -> bool {
-        self.0.is_some_and(|given| {
-            rustix::process::setpriority_process(None, given + niceness).is_ok()
-        })
-    }
 }
 
 /// What [`WorkerEdges`] keeps from batch to batch.

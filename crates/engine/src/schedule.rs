@@ -1,0 +1,298 @@
+//! How packet threads share the processors with the programs whose packets they move.
+//!
+//! | a thread has    | niceness | when it wakes                                                   |
+//! |-----------------|----------|-----------------------------------------------------------------|
+//! | both directions | -3       | waits until whoever runs pauses, unless that takes long          |
+//! | the way out     | -8       | waits until whoever runs pauses, so that it finds many packets   |
+//! | answers alone   | -8       | runs at once                                                    |
+//! | the way in      | -11      | runs at once                                                     |
+//!
+//! Niceness counts from the daemon's, and takes `CAP_SYS_NICE`. To wait is the policy `SCHED_BATCH`, which takes
+//! no right.
+
+use std::fs::File;
+use std::time::Duration;
+
+use warren_wireguard::time::Instant;
+
+use crate::sys::{self, Policy};
+
+/// By how much a thread that has both directions is nicer to its packets than the daemon is to the host.
+///
+/// The program that sends is one thread; its packet takes two on the way out and in. With equal
+/// shares of too few processors the sender fills queues that nobody has the time to empty, and what
+/// it sent is dropped. Twice the share (a step is a quarter more) mends that. Ten steps are too
+/// many for who reads from the TUN: a thread that pre-empts its sender at each packet never finds
+/// two to send together.
+const NICENESS_BOTH: i32 = -3;
+
+/// The same for a thread that has the way out alone. It pre-empts nobody when it wakes, so that it may have six
+/// times a sender's share and finds many packets.
+const NICENESS_OUT: i32 = -8;
+
+/// The same for a thread that has the way in alone: twice the share of the way out.
+///
+/// A bulk stream's window stands before whichever thread gets too little time. Before the way in it
+/// is sealed and nothing can pass it; before the way out a sparse flow does
+/// ([`Backlog`](warren_packet::backlog::Backlog)).
+const NICENESS_IN: i32 = -11;
+
+/// How often a thread looks at most how long it has waited: a look is a system call.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// The same where it tries to wait, so that a mistake costs few packets.
+const LOOK_AT_FIRST: Duration = Duration::from_millis(10);
+/// Who waits longer than this for the average of its turns waits for programs that do not pause.
+const LONG_WAIT: Duration = Duration::from_micros(500);
+/// For how long a thread then runs at once before it tries again to wait. Twice as long each time that it was a
+/// mistake, up to the second.
+const PAUSES: [Duration; 2] = [Duration::from_secs(4), Duration::from_secs(64)];
+
+/// What a thread has to move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Duty {
+    /// Little, in both directions.
+    Both,
+    /// The way out.
+    Out,
+    /// The way out, on which there is little, beside much on the way in: acknowledgements, and sparse flows whose
+    /// packets would wait for a thread that does not pause.
+    Answers,
+    /// The way in.
+    In,
+}
+
+/// How the calling thread is scheduled.
+#[derive(Debug)]
+pub(crate) struct Schedule {
+    /// The niceness that the daemon was given, where it can be told.
+    given: Option<i32>,
+    waits: Option<Waits>,
+    manners: Manners,
+    duty: Duty,
+    look_at: Instant,
+}
+
+impl Schedule {
+    /// That of the calling thread, which has to stay the one that uses it, and serves `duty` from now on.
+    pub(crate) fn of_thread(duty: Duty, now: Instant) -> Self {
+        let mut schedule = Self {
+            given: rustix::process::getpriority_process(None).ok(),
+            waits: Waits::of_thread(),
+            manners: Manners::new(now),
+            duty,
+            look_at: now,
+        };
+        schedule.begin(duty, now);
+        schedule
+    }
+
+    /// The thread serves this from now on.
+    pub(crate) fn serve(&mut self, duty: Duty, now: Instant) {
+        if duty != self.duty {
+            self.begin(duty, now);
+        }
+    }
+
+    fn begin(&mut self, duty: Duty, now: Instant) {
+        self.duty = duty;
+        match duty {
+            // The larger share without waiting would stop the sender at each packet, and waiting without the
+            // larger share would only take longer.
+            Duty::Out if self.take(NICENESS_OUT) && sys::schedule(Policy::Batch).is_ok() => {}
+            Duty::Out => self.run_at_once(NICENESS_BOTH),
+            Duty::Answers => self.run_at_once(NICENESS_OUT),
+            Duty::In => self.run_at_once(NICENESS_IN),
+            Duty::Both => {
+                self.take(NICENESS_BOTH);
+                // What it waited for before was another duty's.
+                self.look_at = now + LOOK_AT_FIRST;
+                let _unknown = self.waits.as_mut().and_then(Waits::mean);
+                self.adopt();
+            }
+        }
+    }
+
+    /// Looks now and then whether waiting takes too long.
+    pub(crate) fn look(&mut self, now: Instant) {
+        if self.duty != Duty::Both || now < self.look_at {
+            return;
+        }
+        self.look_at = now + LOOK_EVERY;
+        let Some(wait) = self.waits.as_mut().and_then(Waits::mean) else {
+            return;
+        };
+        let before = self.manners.waits;
+        if self.manners.after(wait, now) != before {
+            self.look_at = now + LOOK_AT_FIRST;
+            self.adopt();
+        }
+    }
+
+    fn adopt(&self) {
+        // Who cannot tell how long it waits does not.
+        let policy = match self.manners.waits && self.waits.is_some() {
+            true => Policy::Batch,
+            false => Policy::Normal,
+        };
+        // Where it is refused packets are moved all the same.
+        let _refused = sys::schedule(policy);
+    }
+
+    fn run_at_once(&self, niceness: i32) {
+        let _refused = sys::schedule(Policy::Normal);
+        self.take(niceness);
+    }
+
+    /// Sets the niceness, and answers whether it could. Without the right to (`CAP_SYS_NICE`) it stays as it is.
+    fn take(&self, niceness: i32) -> bool {
+        self.given.is_some_and(|given| {
+            rustix::process::setpriority_process(None, given + niceness).is_ok()
+        })
+    }
+}
+
+/// Whether a thread that has both directions waits for whoever runs when it wakes.
+///
+/// An echo that wakes it comes from a program that is about to wait for the answer: to stop that one, be
+/// back at it and stop it for good is two changes of thread more than to run behind it, for each of the threads that
+/// an echo wakes. But behind a program that calculates it would wait until that one's time is up, each
+/// time.
+#[derive(Debug)]
+struct Manners {
+    waits: bool,
+    since: Instant,
+    /// For how long it did not wait when it last did not.
+    pause: Duration,
+}
+
+impl Manners {
+    fn new(now: Instant) -> Self {
+        Self {
+            waits: true,
+            since: now,
+            pause: Duration::ZERO,
+        }
+    }
+
+    /// What is best after it has waited so long for each of its last turns.
+    fn after(&mut self, wait: Duration, now: Instant) -> bool {
+        let so_far = now.saturating_duration_since(self.since);
+        let [first, longest] = PAUSES;
+        match self.waits {
+            true if wait > LONG_WAIT => {
+                let was_a_mistake = so_far <= self.pause;
+                self.pause = if was_a_mistake { self.pause * 2 } else { first }.min(longest);
+                (self.waits, self.since) = (false, now);
+            }
+            false if so_far >= self.pause => (self.waits, self.since) = (true, now),
+            _ => {}
+        }
+        self.waits
+    }
+}
+
+/// How long a thread was ready to run and did not (`/proc/thread-self/schedstat`,
+/// Documentation/scheduler/sched-stats.rst).
+#[derive(Debug)]
+struct Waits {
+    file: File,
+    waited: Duration,
+    turns: u64,
+}
+
+impl Waits {
+    /// That of the calling thread; `None` where the kernel does not count.
+    fn of_thread() -> Option<Self> {
+        let mut waits = Self {
+            file: File::open("/proc/thread-self/schedstat").ok()?,
+            waited: Duration::ZERO,
+            turns: 0,
+        };
+        // A thread that looks has run before.
+        waits.mean().map(|_| waits)
+    }
+
+    /// The average since the last look; `None` if it was not scheduled since.
+    fn mean(&mut self) -> Option<Duration> {
+        let mut text = [0; 64];
+        let length = rustix::io::pread(&self.file, &mut text, 0).ok()?;
+        let (waited, turns) = parse(text.get(..length)?)?;
+        let more = waited.saturating_sub(self.waited);
+        let times = turns.saturating_sub(self.turns);
+        (self.waited, self.turns) = (waited, turns);
+        more.checked_div(u32::try_from(times).ok()?)
+    }
+}
+
+/// The time that a thread has waited, and how often it had a turn, of its `schedstat`.
+fn parse(text: &[u8]) -> Option<(Duration, u64)> {
+    let mut fields = std::str::from_utf8(text).ok()?.split_ascii_whitespace();
+    let mut field = || fields.next()?.parse::<u64>().ok();
+    let (_ran, waited, turns) = (field()?, field()?, field()?);
+    Some((Duration::from_nanos(waited), turns))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHORT: Duration = Duration::from_micros(40);
+    const LONG: Duration = Duration::from_millis(4);
+
+    fn at(seconds: u64) -> Instant {
+        Instant::from_nanos(seconds * 1_000_000_000)
+    }
+
+    #[test]
+    fn a_thread_that_waits_long_runs_at_once_and_tries_again_ever_more_seldom() {
+        let mut manners = Manners::new(at(0));
+        assert!(manners.after(SHORT, at(9)));
+        let mut now = 10;
+        for pause in [4, 8, 16, 32, 64, 64] {
+            assert!(!manners.after(LONG, at(now)), "{pause} s");
+            assert!(!manners.after(SHORT, at(now + pause - 1)), "{pause} s");
+            now += pause;
+            assert!(manners.after(SHORT, at(now)), "{pause} s");
+        }
+        // It was none for longer than it had stopped.
+        assert!(manners.after(SHORT, at(now + 65)));
+        assert!(!manners.after(LONG, at(now + 66)));
+        assert!(manners.after(SHORT, at(now + 70)));
+    }
+
+    #[test]
+    fn what_the_kernel_tells_of_a_thread_is_read() {
+        assert_eq!(
+            parse(b"5000 1200 3\n"),
+            Some((Duration::from_nanos(1200), 3))
+        );
+        for nothing in [&b""[..], b"1 2", b"1 2 x\n", b"1 -2 3\n"] {
+            assert_eq!(parse(nothing), None);
+        }
+        let mut waits = Waits::of_thread().expect("this kernel counts");
+        // To wait for another thread ends a turn, unless that one is through already.
+        let has_had_a_turn = (0..1000).any(|_| {
+            std::thread::spawn(|| ()).join().expect("it does nothing");
+            waits.mean().is_some()
+        });
+        assert!(has_had_a_turn);
+    }
+
+    #[test]
+    fn a_thread_is_scheduled_as_its_duty_asks() {
+        std::thread::spawn(|| {
+            let now = at(0);
+            let mut schedule = Schedule::of_thread(Duty::Both, now);
+            assert_eq!(sys::policy(), Policy::Batch);
+            schedule.serve(Duty::In, now);
+            assert_eq!(sys::policy(), Policy::Normal);
+            schedule.serve(Duty::Both, now);
+            assert_eq!(sys::policy(), Policy::Batch);
+            schedule.manners.waits = false;
+            schedule.adopt();
+            assert_eq!(sys::policy(), Policy::Normal);
+        })
+        .join()
+        .expect("the thread ends well");
+    }
+}
