@@ -340,13 +340,9 @@ impl Daemon {
             Err(error) => failures.push(error.to_string()),
         }
         // 4. The sockets, which the interface has as soon as it is up.
-        if let Some(tunnel) = &self.tunnel {
-            match tunnel.unbound() {
-                Some(why) => failures.push(why),
-                None if !self.is_ready && tunnel.listens(&plan) => self.ready(),
-                None => {}
-            }
-        }
+        let unbound = self.tunnel.as_ref().and_then(Tunnel::unbound);
+        let is_bound = unbound.is_none();
+        failures.extend(unbound);
         let listens = (self.tunnel.as_ref()).is_some_and(|tunnel| tunnel.listens(&plan));
         self.tell(&plan, failures);
         let mut against = (self.source.refused().iter())
@@ -360,6 +356,9 @@ impl Daemon {
         let mut facts = self.board.facts();
         (facts.plan, facts.unready) = (Some(plan.clone()), unready);
         drop(facts);
+        if listens && is_bound && !self.is_ready {
+            self.ready();
+        }
         let (source, _, around) = self.source();
         source.realised(&plan, &around);
     }
@@ -538,7 +537,7 @@ impl Daemon {
             }
             // Not at once, lest it goes round and round.
             End::Failed | End::Stopped => {
-                self.failures = vec!["the tunnel came to its end; it is started again".to_owned()];
+                self.idle("the tunnel came to its end; it is started again".to_owned());
             }
         }
     }
