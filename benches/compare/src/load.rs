@@ -308,7 +308,7 @@ fn send_forgeries(socket: &UdpSocket, mut random: Random, a_second: u32, stop: &
 }
 
 /// Round-trip times of ICMP echoes with 56 bytes, in order of their length, `count` to each of the
-/// addresses, one every `interval`; those that are not answered within a second count as a second.
+/// addresses, the next `interval` after an answer; those that are not answered within a second count as a second.
 ///
 /// What the one before has left in caches and awake is found by the next, so that each comes after any
 /// other in turn.
@@ -323,8 +323,6 @@ pub(crate) fn echoes(
         .map(|&to| echo_socket(bed, Side::A, to))
         .collect::<Result<_>>()?;
     let mut times = vec![Vec::new(); to.len()];
-    let schedule = Stopwatch::start();
-    let mut next = Duration::ZERO;
     let mut order: Vec<usize> = (0..to.len()).collect();
     for number in 0..count {
         shuffle(&mut order)?;
@@ -336,8 +334,8 @@ pub(crate) fn echoes(
             } else {
                 Duration::from_secs(1)
             });
-            next += interval;
-            pace.rest(next.saturating_sub(schedule.elapsed()))?;
+            // Not at fixed times: what is late would be followed at once by what would have come meanwhile.
+            pace.rest(interval)?;
         }
     }
     for times in &mut times {

@@ -46,7 +46,7 @@ struct Options {
     /// How often each case runs on each device.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// How long one measurement takes.
+    /// How long one measurement takes. Echoes are a thousand, however long that takes.
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
     /// Only these cases.

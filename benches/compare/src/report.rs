@@ -231,13 +231,21 @@ impl Report {
             .collect()
     }
 
-    /// Whoever of these has the best median over the rounds. The best of each round would be whom chance
-    /// has favoured in it, and better than any of them.
+    /// Whoever of these has the best median over the rounds in which all were measured. The best of each round would be
+    /// whom chance has favoured in it, and better than any of them.
     fn best(&self, case: Case, figure: &str, peers: &[&'static str]) -> Option<&'static str> {
-        let mut medians: Vec<(f64, &'static str)> = (peers.iter())
-            .filter_map(|&peer| {
-                let spread = Spread::of(&mut self.rounds_of(case, figure, peer))?;
-                Some((spread.median, peer))
+        let rounds: Vec<Vec<f64>> = (0..self.rounds)
+            .filter_map(|round| {
+                let figures = peers.iter();
+                figures
+                    .map(|peer| self.figure(case, figure, peer, round))
+                    .collect()
+            })
+            .collect();
+        let mut medians: Vec<(f64, &'static str)> = (peers.iter().enumerate())
+            .filter_map(|(place, &peer)| {
+                let mut figures: Vec<f64> = rounds.iter().map(|round| round[place]).collect();
+                Some((Spread::of(&mut figures)?.median, peer))
             })
             .collect();
         medians.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -248,16 +256,12 @@ impl Report {
         best.map(|(_, peer)| *peer)
     }
 
-    /// Whom a bar's figure is held against, if it is against anybody who was measured.
+    /// Whom a bar's figure is held against, if it is against anybody.
     fn rival(&self, bar: &Bar) -> Option<&'static str> {
-        let is_there = |peer: &str| !self.rounds_of(bar.case, bar.figure, peer).is_empty();
         match bar.against {
             Against::Nothing => None,
-            Against::WireguardGo => Some(WIREGUARD_GO).filter(|peer| is_there(peer)),
-            // Who is the best is known only when all are there.
-            Against::BestPeer => (PEERS.iter().all(|peer| is_there(peer)))
-                .then(|| self.best(bar.case, bar.figure, &PEERS))
-                .flatten(),
+            Against::WireguardGo => Some(WIREGUARD_GO),
+            Against::BestPeer => self.best(bar.case, bar.figure, &PEERS),
         }
     }
 
@@ -332,7 +336,7 @@ impl Report {
                 };
                 let mut ratios = self.ratios(case, figure, device, best);
                 if let Some(spread) = Spread::of(&mut ratios) {
-                    against.push(format!("{figure} {} x", spread.show()));
+                    against.push(format!("{figure} {} x of {best}", spread.show()));
                 }
             }
             if !against.is_empty() {
@@ -467,40 +471,53 @@ fn said(program: &str, arguments: &[&str]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Case, Figures, Machine, Report, Sample, Spread, WARREN, WIREGUARD_GO, digits};
+    use super::{
+        Against, BARS, Bar, Case, Figures, Machine, Report, Sample, Spread, WARREN, WIREGUARD_GO,
+        digits,
+    };
 
     #[test]
     fn the_best_peer_is_the_best_of_all_rounds_and_not_of_each() {
         let machine = Machine::this().expect("it is known");
         let mut report = Report {
             machine,
-            rounds: 3,
+            rounds: 4,
             seconds: 0.0,
             programs: [].into(),
             samples: Vec::new(),
             failures: Vec::new(),
         };
         let rounds = [
-            (WARREN, [10.0, 20.0, 30.0]),
-            (WIREGUARD_GO, [10.0, 1.0, 90.0]),
-            ("boringtun-cli", [20.0, 9.0, 9.0]),
+            (WARREN, &[10.0, 20.0, 30.0, 40.0][..]),
+            (WIREGUARD_GO, &[10.0, 1.0, 90.0, 1.0]),
+            ("boringtun-cli", &[20.0, 9.0, 8.0, 99.0]),
+            // Of the last round it is not known who was the best.
+            ("gotatun", &[30.0, 31.0, 32.0]),
         ];
         for (device, values) in rounds {
-            for (round, value) in values.into_iter().enumerate() {
+            for (round, &value) in values.iter().enumerate() {
                 report.samples.push(Sample {
                     round,
                     case: format!("{:?}", Case::Ping),
                     device: device.to_owned(),
                     loop_step_ns: 1.0,
-                    figures: Figures::from([("p99 us", value)]),
+                    figures: Figures::from([("p99 us", value), ("kpps", value)]),
                 });
             }
         }
-        let peers = [WIREGUARD_GO, "boringtun-cli", "gotatun"];
-        let best = report.best(Case::Ping, "p99 us", &peers);
-        assert_eq!(best, Some("boringtun-cli"));
-        let ratios = report.ratios(Case::Ping, "p99 us", WARREN, "boringtun-cli");
-        assert_eq!(ratios, [0.5, 20.0 / 9.0, 30.0 / 9.0]);
+        let rival = |figure| {
+            let bar = BARS.iter().find(|bar| bar.against == Against::BestPeer);
+            report.rival(&Bar {
+                case: Case::Ping,
+                figure,
+                ..*bar.expect("there are some")
+            })
+        };
+        assert_eq!(rival("p99 us"), Some("boringtun-cli"));
+        assert_eq!(rival("kpps"), Some("gotatun"));
+        assert_eq!(rival("Gb/s"), None, "nobody was measured");
+        let ratios = report.ratios(Case::Ping, "p99 us", WARREN, "gotatun");
+        assert_eq!(ratios, [10.0 / 30.0, 20.0 / 31.0, 30.0 / 32.0]);
     }
 
     #[test]
