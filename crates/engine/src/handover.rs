@@ -15,6 +15,9 @@ use crate::poll::Wake;
 /// So much within [`MUCH_WITHIN`] is work for two threads: some 500 Mbit/s, or 64,000 small packets a second.
 const MUCH: usize = 65536;
 const MUCH_WITHIN: Duration = Duration::from_millis(1);
+/// So much of it on the way in alone keeps the way out with its own thread, so that what is about as much as
+/// [`MUCH`] does not go to and fro.
+const STILL_MUCH: usize = MUCH / 2;
 /// Less than [`MUCH`] within so long is work for one.
 const LITTLE_WITHIN: Duration = Duration::from_millis(10);
 /// What a packet of no bytes counts for.
@@ -77,12 +80,12 @@ impl<T> Handover<T> {
     /// Whether it is time that the other thread has the way out, if this one has it.
     pub(crate) fn is_due(&mut self, has_way_out: bool, now: Instant) -> bool {
         match self.has_way_in {
+            true if has_way_out => self.pace.is_much(MUCH, now),
             true => {
-                let is_much = self.pace.is_much(now);
-                if is_much && !has_way_out {
+                if self.pace.is_much(STILL_MUCH, now) {
                     self.desk.busy_at.store(now.as_nanos(), Ordering::Relaxed);
                 }
-                is_much
+                false
             }
             false => {
                 let is_little = self.pace.is_little(now);
@@ -99,7 +102,8 @@ impl<T> Handover<T> {
     }
 
     /// The other thread has the way out from now on.
-    pub(crate) fn give(&self, way_out: T) {
+    pub(crate) fn give(&mut self, way_out: T) {
+        self.is_sparse = false;
         *(self.desk.way_out.lock()).unwrap_or_else(PoisonError::into_inner) = Some(way_out);
         self.other.wake();
     }
@@ -134,8 +138,8 @@ impl Pace {
         self.load += packets * PACKET_LOAD + bytes;
     }
 
-    fn is_much(&mut self, now: Instant) -> bool {
-        let is_much = self.load >= MUCH;
+    fn is_much(&mut self, much: usize, now: Instant) -> bool {
+        let is_much = self.load >= much;
         if is_much || now.saturating_duration_since(self.since) >= MUCH_WITHIN {
             *self = Self::new(now);
         }
@@ -203,18 +207,21 @@ mod tests {
         assert!(!outward.is_due(true, at(9)), "too early to say");
         assert!(outward.is_due(true, at(10)));
         for ten in 2..9 {
-            inward.count(100, 150_000);
-            let _for_two = inward.is_due(false, at(10 * ten - 1));
+            inward.count(10, 30_000);
+            assert!(!inward.is_due(false, at(10 * ten - 1)), "it has none");
             outward.count(10, 600);
             assert!(
                 !outward.is_due(true, at(10 * ten)),
                 "acknowledgements of much"
             );
+            assert!(outward.is_sparse());
         }
         outward.count(100, 6000);
         assert!(!outward.is_due(true, at(90)), "much of its own");
         assert!(!outward.is_sparse());
         outward.count(10, 600);
         assert!(outward.is_due(true, at(100)));
+        outward.give(());
+        assert!(!outward.is_sparse(), "it has nothing");
     }
 }

@@ -7,8 +7,9 @@
 //! | answers alone   | -8       | runs at once                                                    |
 //! | the way in      | -11      | runs at once                                                     |
 //!
-//! Niceness counts from the daemon's, and takes `CAP_SYS_NICE`. To wait is the policy `SCHED_BATCH`, which takes
-//! no right.
+//! Niceness counts from the daemon's, and takes `CAP_SYS_NICE`; without it all are the daemon's, and the way out runs at
+//! once. To wait is the policy `SCHED_BATCH`, which takes no right. A daemon that was given another policy than the
+//! usual one keeps it.
 
 use std::fs::File;
 use std::time::Duration;
@@ -41,8 +42,10 @@ const NICENESS_IN: i32 = -11;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// The same where it tries to wait, so that a mistake costs few packets.
 const LOOK_AT_FIRST: Duration = Duration::from_millis(10);
-/// Who waits longer than this for the average of its turns waits for programs that do not pause.
-const LONG_WAIT: Duration = Duration::from_micros(500);
+/// Who waits longer than this for the average of its turns waits for programs that do not pause: a turn behind one that
+/// does takes some ten microseconds, one behind the others milliseconds. A few of these among many short ones are
+/// not seen.
+const LONG_WAIT: Duration = Duration::from_micros(200);
 /// For how long a thread then runs at once before it tries again to wait. Twice as long each time that it was a
 /// mistake, up to the second.
 const PAUSES: [Duration; 2] = [Duration::from_secs(4), Duration::from_secs(64)];
@@ -67,6 +70,8 @@ pub(crate) struct Schedule {
     /// The niceness that the daemon was given, where it can be told.
     given: Option<i32>,
     waits: Option<Waits>,
+    /// Whether the policy is the usual one, and nobody has chosen another.
+    is_ours: bool,
     manners: Manners,
     duty: Duty,
     look_at: Instant,
@@ -78,6 +83,7 @@ impl Schedule {
         let mut schedule = Self {
             given: rustix::process::getpriority_process(None).ok(),
             waits: Waits::of_thread(),
+            is_ours: sys::policy() == Some(Policy::Normal),
             manners: Manners::new(now),
             duty,
             look_at: now,
@@ -89,6 +95,9 @@ impl Schedule {
     /// The thread serves this from now on.
     pub(crate) fn serve(&mut self, duty: Duty, now: Instant) {
         if duty != self.duty {
+            if self.duty == Duty::Both {
+                self.judge(now);
+            }
             self.begin(duty, now);
         }
     }
@@ -98,16 +107,15 @@ impl Schedule {
         match duty {
             // The larger share without waiting would stop the sender at each packet, and waiting without the
             // larger share would only take longer.
-            Duty::Out if self.take(NICENESS_OUT) && sys::schedule(Policy::Batch).is_ok() => {}
+            Duty::Out if self.take(NICENESS_OUT) && self.schedule(Policy::Batch) => {}
             Duty::Out => self.run_at_once(NICENESS_BOTH),
             Duty::Answers => self.run_at_once(NICENESS_OUT),
             Duty::In => self.run_at_once(NICENESS_IN),
             Duty::Both => {
                 self.take(NICENESS_BOTH);
                 // What it waited for before was another duty's.
-                self.look_at = now + LOOK_AT_FIRST;
-                let _unknown = self.waits.as_mut().and_then(Waits::mean);
-                self.adopt();
+                let _before = self.waits.as_mut().and_then(Waits::mean);
+                self.adopt(now);
             }
         }
     }
@@ -118,29 +126,35 @@ impl Schedule {
             return;
         }
         self.look_at = now + LOOK_EVERY;
-        let Some(wait) = self.waits.as_mut().and_then(Waits::mean) else {
-            return;
-        };
-        let before = self.manners.waits;
-        if self.manners.after(wait, now) != before {
-            self.look_at = now + LOOK_AT_FIRST;
-            self.adopt();
+        if self.judge(now) {
+            self.adopt(now);
         }
     }
 
-    fn adopt(&self) {
+    /// Whether what it has waited since the last look makes another policy the better one.
+    fn judge(&mut self, now: Instant) -> bool {
+        let before = self.manners.waits;
+        let wait = self.waits.as_mut().and_then(Waits::mean);
+        wait.is_some_and(|wait| self.manners.after(wait, now) != before)
+    }
+
+    fn adopt(&mut self, now: Instant) {
+        self.look_at = now + LOOK_AT_FIRST;
         // Who cannot tell how long it waits does not.
-        let policy = match self.manners.waits && self.waits.is_some() {
+        self.schedule(match self.manners.waits && self.waits.is_some() {
             true => Policy::Batch,
             false => Policy::Normal,
-        };
-        // Where it is refused packets are moved all the same.
-        let _refused = sys::schedule(policy);
+        });
     }
 
     fn run_at_once(&self, niceness: i32) {
-        let _refused = sys::schedule(Policy::Normal);
+        self.schedule(Policy::Normal);
         self.take(niceness);
+    }
+
+    /// Answers whether it could. Where it is refused packets are moved all the same.
+    fn schedule(&self, policy: Policy) -> bool {
+        self.is_ours && sys::schedule(policy).is_ok()
     }
 
     /// Sets the niceness, and answers whether it could. Without the right to (`CAP_SYS_NICE`) it stays as it is.
@@ -269,7 +283,10 @@ mod tests {
         for nothing in [&b""[..], b"1 2", b"1 2 x\n", b"1 -2 3\n"] {
             assert_eq!(parse(nothing), None);
         }
-        let mut waits = Waits::of_thread().expect("this kernel counts");
+        let Some(mut waits) = Waits::of_thread() else {
+            // This kernel does not count.
+            return;
+        };
         // To wait for another thread ends a turn, unless that one is through already.
         let has_had_a_turn = (0..1000).any(|_| {
             std::thread::spawn(|| ()).join().expect("it does nothing");
@@ -283,14 +300,51 @@ mod tests {
         std::thread::spawn(|| {
             let now = at(0);
             let mut schedule = Schedule::of_thread(Duty::Both, now);
-            assert_eq!(sys::policy(), Policy::Batch);
-            schedule.serve(Duty::In, now);
-            assert_eq!(sys::policy(), Policy::Normal);
+            // Not where the kernel does not count.
+            let waiting = match schedule.waits {
+                Some(_) => Policy::Batch,
+                None => Policy::Normal,
+            };
+            assert_eq!(sys::policy(), Some(waiting));
+            for duty in [Duty::In, Duty::Answers] {
+                schedule.serve(duty, now);
+                assert_eq!(sys::policy(), Some(Policy::Normal), "{duty:?}");
+                schedule.serve(Duty::Both, now);
+                assert_eq!(sys::policy(), Some(waiting));
+            }
+            let may_take_more = schedule.take(NICENESS_OUT);
+            schedule.serve(Duty::Out, now);
+            let is_batch = sys::policy() == Some(Policy::Batch);
+            assert_eq!(is_batch, may_take_more, "the share of it or neither");
+            // It is a mistake now, and is looked at again when it is time.
             schedule.serve(Duty::Both, now);
-            assert_eq!(sys::policy(), Policy::Batch);
             schedule.manners.waits = false;
-            schedule.adopt();
-            assert_eq!(sys::policy(), Policy::Normal);
+            schedule.manners.since = now;
+            schedule.manners.pause = Duration::from_secs(4);
+            schedule.adopt(now);
+            assert_eq!(sys::policy(), Some(Policy::Normal));
+            schedule.look(at(3));
+            assert_eq!(sys::policy(), Some(Policy::Normal));
+            let tries_again = (0..1000).any(|_| {
+                std::thread::spawn(|| ()).join().expect("it does nothing");
+                schedule.look_at = at(4);
+                schedule.look(at(4));
+                sys::policy() == Some(Policy::Batch)
+            });
+            assert_eq!(tries_again, waiting == Policy::Batch);
+        })
+        .join()
+        .expect("the thread ends well");
+    }
+
+    #[test]
+    fn a_policy_that_was_given_to_the_daemon_stays() {
+        std::thread::spawn(|| {
+            sys::schedule(Policy::Batch).expect("it takes no right");
+            let mut schedule = Schedule::of_thread(Duty::In, at(0));
+            schedule.serve(Duty::Both, at(0));
+            schedule.serve(Duty::In, at(0));
+            assert_eq!(sys::policy(), Some(Policy::Batch));
         })
         .join()
         .expect("the thread ends well");

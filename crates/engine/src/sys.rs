@@ -41,15 +41,12 @@ pub(crate) fn schedule(policy: Policy) -> io::Result<()> {
     Ok(())
 }
 
-/// How the calling thread is scheduled.
-#[cfg(test)]
-pub(crate) fn policy() -> Policy {
-    let stat = std::fs::read_to_string("/proc/thread-self/stat").expect("there is a /proc");
-    let (_, fields) = stat.rsplit_once(')').expect("a name in brackets");
-    // The 41st field, counted from the one behind the name, which is the third (proc(5)).
-    match fields.split_whitespace().nth(38) {
-        Some("0") => Policy::Normal,
-        Some("3") => Policy::Batch,
-        other => panic!("{other:?} in {stat}"),
+/// How the calling thread is scheduled; `None` is in another way.
+pub(crate) fn policy() -> Option<Policy> {
+    // SAFETY: the kernel takes a number, of which 0 is the calling thread.
+    match unsafe { libc::syscall(libc::SYS_sched_getscheduler, 0) } {
+        policy if policy == libc::c_long::from(libc::SCHED_OTHER) => Some(Policy::Normal),
+        policy if policy == libc::c_long::from(libc::SCHED_BATCH) => Some(Policy::Batch),
+        _ => None,
     }
 }
