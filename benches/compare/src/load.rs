@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
+use warren_packet::arena::Arena;
 
 use crate::bed::{Bed, Side};
 use crate::clock::{self, Pace, Stopwatch};
@@ -75,7 +76,7 @@ fn send_stream(mut stream: TcpStream, pattern: &Pattern, stop: &AtomicBool) {
 }
 
 fn receive_stream(mut stream: TcpStream, pattern: &Pattern, arrived: &Arrived) {
-    let mut buffer = vec![0; 256 << 10];
+    let mut buffer = Arena::new(256 << 10);
     let mut at = 0;
     loop {
         match stream.read(&mut buffer) {
@@ -196,17 +197,16 @@ pub(crate) fn flood(bed: &Bed, to: Ipv4Addr, shape: Datagrams) -> Result<Load> {
 
 fn send_datagrams(socket: &UdpSocket, shape: Datagrams, stop: &AtomicBool) {
     let calls = if shape.segments > 1 { 1 } else { BATCH };
-    let mut buffers = vec![vec![0x5a; shape.bytes * shape.segments]; calls];
+    let size = shape.bytes * shape.segments;
+    let mut buffers = Arena::new(calls * size);
+    buffers.fill(0x5a);
     let mut number = 0_u64;
     while !stop.load(Relaxed) {
-        for datagram in buffers
-            .iter_mut()
-            .flat_map(|buffer| buffer.chunks_exact_mut(shape.bytes))
-        {
+        for datagram in buffers.chunks_exact_mut(shape.bytes) {
             stamp(datagram, number);
             number += 1;
         }
-        let datagrams: Vec<&[u8]> = buffers.iter().map(Vec::as_slice).collect();
+        let datagrams: Vec<&[u8]> = buffers.chunks_exact(size).collect();
         let mut sent = 0;
         while sent < datagrams.len() && !stop.load(Relaxed) {
             match sys::send_many(socket, &datagrams[sent..]) {
@@ -221,22 +221,21 @@ fn send_datagrams(socket: &UdpSocket, shape: Datagrams, stop: &AtomicBool) {
 }
 
 fn receive_datagrams(socket: &UdpSocket, shape: Datagrams, arrived: &Arrived, stop: &AtomicBool) {
-    let room = if shape.segments > 1 {
-        1 << 16
-    } else {
-        shape.bytes + 1
+    let (count, room) = match shape.segments {
+        1 => (BATCH, shape.bytes + 1),
+        _ => (16, 1 << 16),
     };
-    let mut buffers = vec![vec![0; room]; if shape.segments > 1 { 16 } else { BATCH }];
+    let mut buffers = Arena::new(count * room);
     let mut lengths = Vec::new();
     let mut highest = None;
     while !stop.load(Relaxed) {
-        match sys::receive_many(socket, &mut buffers, &mut lengths) {
+        match sys::receive_many(socket, &mut buffers, room, &mut lengths) {
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
             Err(_) => return,
         }
         let (mut datagrams, mut bytes, mut reordered, mut damaged) = (0, 0, 0, 0);
-        for (buffer, &length) in buffers.iter().zip(&lengths) {
+        for (buffer, &length) in buffers.chunks_exact(room).zip(&lengths) {
             for datagram in buffer[..length].chunks(shape.bytes) {
                 match stamped(datagram, shape.bytes) {
                     Some(number) => {
@@ -415,16 +414,16 @@ fn checksum(message: &[u8]) -> u16 {
 
 /// A megabyte of pseudo-random bytes again and again.
 struct Pattern {
-    bytes: Vec<u8>,
+    bytes: Arena,
 }
 
 impl Pattern {
     const PERIOD: usize = 1 << 20;
 
     fn new() -> Pattern {
-        let mut bytes = vec![0; Self::PERIOD];
-        Random(0x9e37_79b9_7f4a_7c15).fill(&mut bytes);
-        bytes.extend_from_within(..256 << 10);
+        let mut bytes = Arena::new(Self::PERIOD + (256 << 10));
+        Random(0x9e37_79b9_7f4a_7c15).fill(&mut bytes[..Self::PERIOD]);
+        bytes.copy_within(..256 << 10, Self::PERIOD);
         Pattern { bytes }
     }
 

@@ -38,11 +38,13 @@ pub(crate) fn send_many(socket: impl AsFd, datagrams: &[&[u8]]) -> io::Result<us
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
-/// Receives up to [`BATCH`] datagrams, waiting for the first only; their lengths go into `lengths`.
+/// Receives up to [`BATCH`] datagrams, each into `room` bytes of `buffer`, waiting for the first only; their
+/// lengths go into `lengths`.
 /// The socket's receive timeout ends the wait with `WouldBlock`.
 pub(crate) fn receive_many(
     socket: impl AsFd,
-    buffers: &mut [Vec<u8>],
+    buffer: &mut [u8],
+    room: usize,
     lengths: &mut Vec<usize>,
 ) -> io::Result<()> {
     let mut vectors: [libc::iovec; BATCH] = [libc::iovec {
@@ -51,10 +53,11 @@ pub(crate) fn receive_many(
     }; BATCH];
     // SAFETY: all-zero bytes are a valid `mmsghdr`: null pointers and zero lengths.
     let mut headers: [libc::mmsghdr; BATCH] = unsafe { zeroed() };
-    let count = buffers.len().min(BATCH);
-    for ((vector, header), buffer) in vectors.iter_mut().zip(&mut headers).zip(buffers) {
-        vector.iov_base = buffer.as_mut_ptr().cast();
-        vector.iov_len = buffer.len();
+    let rooms = buffer.chunks_exact_mut(room).take(BATCH);
+    let count = rooms.len();
+    for ((vector, header), room) in vectors.iter_mut().zip(&mut headers).zip(rooms) {
+        vector.iov_base = room.as_mut_ptr().cast();
+        vector.iov_len = room.len();
         header.msg_hdr.msg_iov = vector;
         header.msg_hdr.msg_iovlen = 1;
     }

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
+use crate::arena::Arena;
 use crate::vnet;
 
 /// Datagrams in one segmented send, at most: the limit of older kernels.
@@ -13,6 +14,8 @@ pub const MAX_TRANSMIT: usize = 65507;
 pub const MAX_PACKET: usize = 65535;
 
 const CACHE_LINE: usize = 64;
+/// Where in its arena the first packet of a [`ReadBatch`] lies: on a cache line, behind room for its header.
+const FIRST: usize = CACHE_LINE;
 
 /// A local outer address: what a reply should be sent from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -62,11 +65,9 @@ impl Ecn {
 /// that its untouched end costs no memory.
 #[derive(Debug)]
 pub struct ReadBatch {
-    arena: Vec<u8>,
+    arena: Arena,
     packets: Vec<ReadPacket>,
     max_packets: usize,
-    /// Where the first packet lies so that it begins on a cache line.
-    first: usize,
     /// Where the next packet will lie, behind its header.
     next: usize,
 }
@@ -85,16 +86,11 @@ impl ReadBatch {
     ///
     /// The arena has room for one packet of any size, however small `capacity` is.
     pub fn new(capacity: usize, max_packets: usize) -> Self {
-        let arena = vec![0; capacity.max(vnet::LEN + MAX_PACKET) + 2 * CACHE_LINE];
-        let aligned = arena.as_ptr().align_offset(CACHE_LINE);
-        // `align_offset` may decline to answer; then packets lie as the allocator laid the arena.
-        let first = CACHE_LINE + if aligned < CACHE_LINE { aligned } else { 0 };
         Self {
-            arena,
+            arena: Arena::new(capacity.max(vnet::LEN + MAX_PACKET) + CACHE_LINE),
             packets: Vec::with_capacity(max_packets),
             max_packets,
-            first,
-            next: first,
+            next: FIRST,
         }
     }
 
@@ -122,7 +118,7 @@ impl ReadBatch {
     /// Forget all packets and begin anew.
     pub fn clear(&mut self) {
         self.packets.clear();
-        self.next = self.first;
+        self.next = FIRST;
     }
 
     /// Forget one packet. Its room is not lent again before [`Self::clear`].
@@ -130,16 +126,20 @@ impl ReadBatch {
         self.packets.remove(index);
     }
 
+    /// Whether there is no room for one more packet.
+    pub fn is_full(&self) -> bool {
+        self.packets.len() >= self.max_packets || self.next + MAX_PACKET > self.arena.len()
+    }
+
     /// Room for one more packet: [`vnet::LEN`] bytes of offload header, then [`MAX_PACKET`] bytes.
     ///
     /// `None` if the batch is full. A queue without offload header fills only the part behind it;
     /// the header is lent as zeros, which say nothing of the packet.
     pub fn spare(&mut self) -> Option<&mut [u8]> {
-        let end = self.next + MAX_PACKET;
-        if self.packets.len() >= self.max_packets || end > self.arena.len() {
+        if self.is_full() {
             return None;
         }
-        let spare = &mut self.arena[self.next - vnet::LEN..end];
+        let spare = &mut self.arena[self.next - vnet::LEN..self.next + MAX_PACKET];
         spare[..vnet::LEN].fill(0);
         Some(spare)
     }
@@ -157,7 +157,7 @@ impl ReadBatch {
         header.copy_from_slice(&self.arena[self.next - vnet::LEN..self.next]);
         let range = self.next..self.next + len;
         // The next packet begins on a cache line again, behind room for its own header.
-        self.next = self.first + (range.end - self.first + vnet::LEN).next_multiple_of(CACHE_LINE);
+        self.next = (range.end + vnet::LEN).next_multiple_of(CACHE_LINE);
         self.packets.push(ReadPacket {
             header: vnet::Header::decode(&header),
             range,
@@ -169,7 +169,7 @@ impl ReadBatch {
 #[derive(Debug)]
 pub struct SendBatch {
     /// The bytes that the transmits' ranges speak of. Its length is fixed.
-    pub arena: Vec<u8>,
+    pub arena: Arena,
     /// What to send, in order.
     pub transmits: Vec<Transmit>,
 }
@@ -178,7 +178,7 @@ impl SendBatch {
     /// An arena of `capacity` bytes and room for `transmits` without another allocation.
     pub fn new(capacity: usize, transmits: usize) -> Self {
         Self {
-            arena: vec![0; capacity],
+            arena: Arena::new(capacity),
             transmits: Vec::with_capacity(transmits),
         }
     }
@@ -229,7 +229,7 @@ impl Transmit {
 #[derive(Debug)]
 pub struct RecvBatch {
     /// The bytes that the datagrams' ranges speak of. Its length is fixed.
-    pub arena: Vec<u8>,
+    pub arena: Arena,
     /// What came, in order.
     pub datagrams: Vec<Datagram>,
 }
@@ -241,7 +241,7 @@ impl RecvBatch {
     /// A batch with room for `slots` messages.
     pub fn new(slots: usize) -> Self {
         Self {
-            arena: vec![0; slots * Self::SLOT],
+            arena: Arena::new(slots * Self::SLOT),
             datagrams: Vec::with_capacity(slots),
         }
     }

@@ -19,6 +19,7 @@
 //! that a packet can say makes it panic. Arenas are one allocation each and packets are ranges in
 //! them, so that batches are reused for ever and no lifetime outlasts a call.
 
+pub mod arena;
 pub mod backlog;
 pub mod batch;
 pub mod checksum;
