@@ -1,11 +1,12 @@
 //! How packet threads share the processors with the programs whose packets they move.
 //!
-//! | a thread has    | niceness | when it wakes                                                   |
-//! |-----------------|----------|-----------------------------------------------------------------|
-//! | both directions | -3       | waits until whoever runs pauses, unless that takes long          |
-//! | the way out     | -8       | waits until whoever runs pauses, so that it finds many packets   |
-//! | answers alone   | -8       | runs at once                                                    |
-//! | the way in      | -11      | runs at once                                                     |
+//! | a thread has          | niceness | when it wakes                                                  |
+//! |-----------------------|----------|----------------------------------------------------------------|
+//! | both directions       | -3       | waits until whoever runs pauses, unless that takes long        |
+//! | the way out           | -8       | waits until whoever runs pauses, so that it finds many packets |
+//! | the way out, flooded  | -11      | the same                                                       |
+//! | answers alone         | -8       | runs at once                                                   |
+//! | the way in            | -11      | runs at once                                                   |
 //!
 //! Niceness counts from the daemon's, and takes `CAP_SYS_NICE`; without it all are the daemon's, and the way out runs at
 //! once. To wait is the policy `SCHED_BATCH`, which takes no right. A daemon that was given another policy than the
@@ -38,6 +39,13 @@ const NICENESS_OUT: i32 = -8;
 /// ([`Backlog`](warren_packet::backlog::Backlog)).
 const NICENESS_IN: i32 = -11;
 
+/// The same for a thread that has the way out alone while more comes than it can take: the share of the way in. What
+/// the sender does with its share is lost, since the kernel drops it.
+const NICENESS_FLOODED: i32 = -11;
+
+/// For how long a thread looks at its backlog before it says whether it is flooded.
+const FLOODED_WITHIN: Duration = Duration::from_millis(10);
+
 /// How often a thread looks at most how long it has waited: a look is a system call.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// The same where it tries to wait, so that a mistake costs few packets.
@@ -60,6 +68,9 @@ pub(crate) enum Duty {
     /// The way out, on which there is little, beside much on the way in: acknowledgements, and sparse flows whose
     /// packets would wait for a thread that does not pause.
     Answers,
+    /// The way out, before which more waits all the time than is read ahead: of senders that nothing slows down,
+    /// and whose packets the kernel drops.
+    Flooded,
     /// The way in.
     In,
 }
@@ -108,7 +119,8 @@ impl Schedule {
             // The larger share without waiting would stop the sender at each packet, and waiting without the
             // larger share would only take longer.
             Duty::Out if self.take(NICENESS_OUT) && self.schedule(Policy::Batch) => {}
-            Duty::Out => self.run_at_once(NICENESS_BOTH),
+            Duty::Flooded if self.take(NICENESS_FLOODED) && self.schedule(Policy::Batch) => {}
+            Duty::Out | Duty::Flooded => self.run_at_once(NICENESS_BOTH),
             Duty::Answers => self.run_at_once(NICENESS_OUT),
             Duty::In => self.run_at_once(NICENESS_IN),
             Duty::Both => {
@@ -162,6 +174,42 @@ impl Schedule {
         self.given.is_some_and(|given| {
             rustix::process::setpriority_process(None, given + niceness).is_ok()
         })
+    }
+}
+
+/// Whether more waits than is read ahead whenever a thread looks, but for a few times.
+#[derive(Debug)]
+pub(crate) struct Flood {
+    since: Instant,
+    looks: u32,
+    full: u32,
+    is_flooded: bool,
+}
+
+impl Flood {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self {
+            since: now,
+            looks: 0,
+            full: 0,
+            is_flooded: false,
+        }
+    }
+
+    /// A look has found all room taken, or not.
+    pub(crate) fn count(&mut self, is_full: bool, now: Instant) {
+        self.looks += 1;
+        self.full += u32::from(is_full);
+        if now.saturating_duration_since(self.since) >= FLOODED_WITHIN {
+            *self = Self {
+                is_flooded: self.full > self.looks / 2,
+                ..Self::new(now)
+            };
+        }
+    }
+
+    pub(crate) fn is_flooded(&self) -> bool {
+        self.is_flooded
     }
 }
 
@@ -275,6 +323,24 @@ mod tests {
     }
 
     #[test]
+    fn a_flood_is_what_fills_the_backlog_at_most_looks() {
+        let ms = |ms: u64| Instant::from_nanos(ms * 1_000_000);
+        let mut flood = Flood::new(ms(0));
+        for now in 0..10 {
+            flood.count(true, ms(now));
+            assert!(!flood.is_flooded(), "{now} ms are too few");
+        }
+        flood.count(false, ms(10));
+        assert!(flood.is_flooded());
+        // Half of the looks are what a stream does whose sender is slowed down.
+        for now in 10..20 {
+            flood.count(now % 2 == 0, ms(now));
+        }
+        flood.count(false, ms(20));
+        assert!(!flood.is_flooded());
+    }
+
+    #[test]
     fn what_the_kernel_tells_of_a_thread_is_read() {
         assert_eq!(
             parse(b"5000 1200 3\n"),
@@ -313,9 +379,11 @@ mod tests {
                 assert_eq!(sys::policy(), Some(waiting));
             }
             let may_take_more = schedule.take(NICENESS_OUT);
-            schedule.serve(Duty::Out, now);
-            let is_batch = sys::policy() == Some(Policy::Batch);
-            assert_eq!(is_batch, may_take_more, "the share of it or neither");
+            for duty in [Duty::Out, Duty::Flooded, Duty::Out] {
+                schedule.serve(duty, now);
+                let is_batch = sys::policy() == Some(Policy::Batch);
+                assert_eq!(is_batch, may_take_more, "the share of it or neither");
+            }
             // It is a mistake now, and is looked at again when it is time.
             schedule.serve(Duty::Both, now);
             schedule.manners.waits = false;

@@ -24,7 +24,7 @@ use crate::drops::Reason;
 use crate::handover::Handover;
 use crate::poll::{Poller, Wake};
 use crate::router::{Edges, Inbound, Outbound, Router};
-use crate::schedule::{Duty, Schedule};
+use crate::schedule::{Duty, Flood, Schedule};
 use crate::shared::{Shared, SocketSet};
 
 /// How many packets one read of a TUN queue takes at most.
@@ -100,6 +100,7 @@ pub(crate) enum WorkerEnd {
 pub(crate) struct OutboundPump {
     scratch: Outbound,
     backlog: Backlog,
+    flood: Flood,
     edges: EdgeState,
     out: SendBatch,
 }
@@ -113,10 +114,11 @@ struct InboundPump {
 }
 
 impl OutboundPump {
-    fn new() -> Self {
+    fn new(now: Instant) -> Self {
         Self {
             scratch: Outbound::new(),
             backlog: Backlog::new(READ_AHEAD, READ_BYTES, READ_PACKETS),
+            flood: Flood::new(now),
             edges: EdgeState::default(),
             out: SendBatch::new(SEND_BYTES, READ_PACKETS),
         }
@@ -155,15 +157,16 @@ impl Worker {
         handover: Option<Handover<Box<OutboundPump>>>,
         merge: Merge,
     ) -> Self {
+        let now = clock::now();
         Self {
             shared,
             place,
             queue,
             wake,
-            outbound: (directions != Directions::Out).then(|| Box::new(OutboundPump::new())),
+            outbound: (directions != Directions::Out).then(|| Box::new(OutboundPump::new(now))),
             inbound: (directions != Directions::Out).then(|| InboundPump::new(merge)),
             handover,
-            now: clock::now(),
+            now,
         }
     }
 
@@ -230,6 +233,7 @@ impl Worker {
             (Some(_), Some(_)) => Duty::Both,
             (Some(_), None) => Duty::In,
             (None, _) if self.handover.as_ref().is_some_and(Handover::is_sparse) => Duty::Answers,
+            (None, Some(pump)) if pump.flood.is_flooded() => Duty::Flooded,
             (None, _) => Duty::Out,
         }
     }
@@ -271,16 +275,19 @@ impl Worker {
         let OutboundPump {
             scratch,
             backlog,
+            flood,
             edges,
             out,
         } = &mut **pump;
         let read = read_ahead(&self.queue, backlog);
+        let is_full = backlog.is_full();
         let Some(batch) = backlog.next() else {
             return read.map(|()| false);
         };
         // What was read before an error leaves; the next turn meets the error again.
         let router = &self.shared.router;
         let now = clock::now();
+        flood.count(is_full, now);
         let packets = batch.packets();
         let bytes = packets.iter().map(|packet| packet.range.len()).sum();
         if let Some(handover) = &mut self.handover {
@@ -362,7 +369,7 @@ fn read_ahead(queue: &Queue, backlog: &mut Backlog) -> io::Result<()> {
     for _ in 0..READS {
         let Some(batch) = backlog.spare() else { break };
         let read = queue.read(batch);
-        let full = batch.spare().is_none();
+        let full = batch.is_full();
         backlog.commit();
         if read? == 0 || !full {
             break;

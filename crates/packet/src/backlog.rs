@@ -95,9 +95,13 @@ impl Backlog {
         self.waiting.back_mut().map(|last| &mut last.batch)
     }
 
-    fn is_last_full(&mut self) -> bool {
-        let is_full = |last: &mut Waiting| last.batch.spare().is_none();
-        self.waiting.back_mut().is_none_or(is_full)
+    /// Whether there is no room to read more.
+    pub fn is_full(&self) -> bool {
+        self.idle.is_empty() && self.is_last_full()
+    }
+
+    fn is_last_full(&self) -> bool {
+        (self.waiting.back()).is_none_or(|last| last.batch.is_full())
     }
 
     /// Looks at what was read into what [`Self::spare`] lent: sparse flows pass.
