@@ -36,26 +36,40 @@ pub(crate) struct Run<'a> {
     bytes: &'a mut [u8],
     stride: usize,
     prefix: usize,
+    /// Number of the last record, and lengths of its text and of every other's.
+    last: usize,
+    last_len: usize,
+    len: usize,
 }
 
 impl<'a> Run<'a> {
-    pub(crate) fn new(bytes: &'a mut [u8], stride: usize, prefix: usize) -> Self {
+    /// One or more `records`, which are all that `bytes` has.
+    pub(crate) fn new(bytes: &'a mut [u8], stride: usize, prefix: usize, records: usize) -> Self {
+        let last = records - 1;
+        let text_len = |record: &[u8]| record.len() - prefix - TAG_LEN;
         Self {
+            last,
+            last_len: text_len(&bytes[last * stride..]),
+            len: text_len(&bytes[..stride.min(bytes.len())]),
             bytes,
             stride,
             prefix,
         }
     }
 
+    #[inline(always)]
     fn records(&self) -> usize {
-        self.bytes.len().div_ceil(self.stride)
+        self.last + 1
     }
 
     /// Length of the text of `record`.
     #[inline(always)]
     fn text_len(&self, record: usize) -> usize {
-        let start = record * self.stride;
-        self.stride.min(self.bytes.len() - start) - self.prefix - TAG_LEN
+        if record == self.last {
+            self.last_len
+        } else {
+            self.len
+        }
     }
 
     #[inline(always)]
@@ -91,7 +105,8 @@ pub(crate) fn seal<P: Processor>(
     mut run: Run<'_>,
 ) {
     let all = [true; WIDEST];
-    let (encryption, one_time_keys) = Encryption::begin(processor, key, counters, &run);
+    let mut encryption = Encryption::new(processor, key, counters, &run);
+    let one_time_keys = encryption.begin();
     encryption.finish(&mut run, &all);
     let tags = authenticate(processor, &one_time_keys, &run);
     for (record, [low, high]) in (0..run.records()).zip(tags) {
@@ -110,7 +125,8 @@ pub(crate) fn open<P: Processor>(
     mut run: Run<'_>,
     verdicts: &mut [Result<(), Forged>],
 ) {
-    let (encryption, one_time_keys) = Encryption::begin(processor, key, counters, &run);
+    let mut encryption = Encryption::new(processor, key, counters, &run);
+    let one_time_keys = encryption.begin();
     let tags = authenticate(processor, &one_time_keys, &run);
     let mut genuine = [false; WIDEST];
     for (record, [low, high]) in (0..run.records()).zip(tags) {
@@ -122,7 +138,7 @@ pub(crate) fn open<P: Processor>(
     encryption.finish(&mut run, &genuine);
 }
 
-/// ChaCha20 over a group, halted behind its first pass.
+/// ChaCha20 over a group.
 struct Encryption<'a, P: Processor> {
     processor: P,
     shared: Shared<P::Words>,
@@ -133,88 +149,87 @@ struct Encryption<'a, P: Processor> {
 }
 
 impl<'a, P: Processor> Encryption<'a, P> {
-    /// Beside the encryption the one-time keys, one in each lane.
     #[inline(always)]
-    fn begin(
-        processor: P,
-        key: &[u8; KEY_LEN],
-        counters: &'a [u64],
-        run: &Run<'_>,
-    ) -> (Self, [P::Words; 8]) {
+    fn new(processor: P, key: &[u8; KEY_LEN], counters: &'a [u64], run: &Run<'_>) -> Self {
         let blocks = |record| run.text_len(record).div_ceil(BLOCK_LEN) as u32;
-        let mut schedule = Schedule::new(counters, blocks(0), blocks(counters.len() - 1));
-        // WireGuard's nonces begin with four zero bytes, then comes the counter (the paper's 5.4.6).
-        let shared = Shared::new(processor, key, [0; 4]);
-        let mut pass = Pass::default();
-        schedule.next(P::BLOCKS, &mut pass);
-        let words = chacha20::blocks(processor, &shared, &pass);
-        let mut keystream = Keystream([[0; BLOCK_LEN]; WIDEST]);
-        P::Words::interleave(&words, &mut keystream);
-        let one_time_keys = *words.first_chunk().expect("8 of 16 words");
-        let encryption = Self {
+        Self {
             processor,
-            shared,
-            schedule,
-            pass,
-            keystream,
-        };
-        (encryption, one_time_keys)
+            // WireGuard's nonces begin with four zero bytes, then comes the counter (the paper's 5.4.6).
+            shared: Shared::new(processor, key, [0; 4]),
+            schedule: Schedule::new(counters, blocks(0), blocks(counters.len() - 1)),
+            pass: Pass::default(),
+            keystream: Keystream([[0; BLOCK_LEN]; WIDEST]),
+        }
+    }
+
+    /// Makes the first pass, and answers the one-time keys in it, one in each lane.
+    #[inline(always)]
+    fn begin(&mut self) -> [P::Words; 8] {
+        self.schedule.next(P::BLOCKS, &mut self.pass);
+        *self.make().first_chunk().expect("8 of 16 words")
     }
 
     /// Encrypts, or decrypts, the texts of the records that are `wanted`.
     #[inline(always)]
-    fn finish(mut self, run: &mut Run<'_>, wanted: &[bool; WIDEST]) {
+    fn finish(&mut self, run: &mut Run<'_>, wanted: &[bool; WIDEST]) {
         loop {
             self.apply(run, wanted);
             self.schedule.next(P::BLOCKS, &mut self.pass);
-            if self.pass.parts().is_empty() {
+            if self.pass.used == 0 {
                 break;
             }
-            let words = chacha20::blocks(self.processor, &self.shared, &self.pass);
-            P::Words::interleave(&words, &mut self.keystream);
+            self.make();
         }
+    }
+
+    /// Makes what is scheduled.
+    #[inline(always)]
+    fn make(&mut self) -> [P::Words; 16] {
+        let words = chacha20::blocks(self.processor, &self.shared, &self.pass);
+        P::Words::interleave(&words, &mut self.keystream);
+        words
     }
 
     /// Puts the last pass over the texts.
     #[inline(always)]
     fn apply(&self, run: &mut Run<'_>, wanted: &[bool; WIDEST]) {
-        for part in self.pass.parts() {
-            if part.block == 0 || !wanted[part.record] {
-                continue;
+        let made = self.pass.record.iter().zip(&self.pass.block);
+        let made = made.zip(&self.keystream.0).take(self.pass.used);
+        for ((&record, &block), keystream) in made {
+            if block > 0 && wanted[record] {
+                let start = (block as usize - 1) * BLOCK_LEN;
+                xor(&mut run.text_mut(record)[start..], keystream);
             }
-            let start = (part.block as usize - 1) * BLOCK_LEN;
-            let text = &mut run.text_mut(part.record)[start..];
-            let keystream = &self.keystream.0[part.lane..part.lane + part.lanes];
-            xor(text, keystream.as_flattened());
         }
     }
 }
 
-/// Puts a keystream over as much of a text as it has, or as there is.
+/// Puts a block over as much of a text as it has, or as there is.
 #[inline(always)]
-fn xor(text: &mut [u8], keystream: &[u8]) {
-    let len = text.len().min(keystream.len());
-    let (blocks, text) = text[..len].as_chunks_mut::<BLOCK_LEN>();
-    let (keys, keystream) = keystream[..len].as_chunks::<BLOCK_LEN>();
-    for (block, key) in blocks.iter_mut().zip(keys) {
-        xor_chunk(block, key);
+fn xor(text: &mut [u8], keystream: &[u8; BLOCK_LEN]) {
+    if let Some(block) = text.first_chunk_mut() {
+        return xor_chunk(block, keystream);
     }
-    // Texts are padded, so what is left of a block is mostly this.
+    // Texts are padded, so what is there of a block is mostly these.
     let (pieces, text) = text.as_chunks_mut::<PIECE_LEN>();
-    let (keys, keystream) = keystream.as_chunks::<PIECE_LEN>();
+    let (keys, _) = keystream.as_chunks::<PIECE_LEN>();
+    let left = &keystream[pieces.len() * PIECE_LEN..];
     for (piece, key) in pieces.iter_mut().zip(keys) {
         xor_chunk(piece, key);
     }
-    for (byte, key) in text.iter_mut().zip(keystream) {
+    for (byte, key) in text.iter_mut().zip(left) {
         *byte ^= key;
     }
 }
 
+/// Reads both before it writes, so that the compiler need not think that one is part of the other.
 #[inline(always)]
 fn xor_chunk<const LEN: usize>(text: &mut [u8; LEN], key: &[u8; LEN]) {
-    for (byte, key) in text.iter_mut().zip(key) {
+    let mut sum = *text;
+    for (byte, key) in sum.iter_mut().zip(key) {
         *byte ^= key;
     }
+    *text = sum;
 }
 
 /// The tags of a group's ciphertexts, each as its low and its high half.
@@ -261,8 +276,7 @@ fn tags<P: Processor, const N: usize>(
     run: &Run<'_>,
 ) -> [[u64; 2]; WIDEST] {
     let lanes = P::BLOCKS / 2;
-    let last = run.records() - 1;
-    let (len, last_len) = (run.text_len(0), run.text_len(last));
+    let (last, len, last_len) = (run.last, run.len, run.last_len);
     let pieces = len.div_ceil(PIECE_LEN);
     let late = pieces - last_len.div_ceil(PIECE_LEN);
 
@@ -290,6 +304,9 @@ fn tags<P: Processor, const N: usize>(
         } else if whole.end - at >= 4 {
             absorb::<P, N, 4>(processor, &mut macs, &texts, at - whole.start);
             at += 4;
+        } else if whole.end - at >= 2 {
+            absorb::<P, N, 2>(processor, &mut macs, &texts, at - whole.start);
+            at += 2;
         } else {
             absorb::<P, N, 1>(processor, &mut macs, &texts, at - whole.start);
             at += 1;
@@ -298,7 +315,7 @@ fn tags<P: Processor, const N: usize>(
 
     // No additional data, and the length of the text (section 2.8).
     let mut tags = [[0; 2]; WIDEST];
-    for (half, mut mac) in macs.into_iter().enumerate() {
+    for (half, mac) in macs.iter_mut().enumerate() {
         let first = half * lanes;
         let mut lens = [len as u64; WIDEST_LIMBS];
         if (first..first + lanes).contains(&last) {
@@ -350,7 +367,7 @@ fn padded(
     at: usize,
     late: usize,
 ) -> ([[u8; PIECE_LEN]; WIDEST_LIMBS], [u64; WIDEST_LIMBS]) {
-    let last = run.records() - 1;
+    let last = run.last;
     let mut pieces = [[0; PIECE_LEN]; WIDEST_LIMBS];
     let mut there = [0; WIDEST_LIMBS];
     for lane in 0..WIDEST_LIMBS.min(run.records().saturating_sub(first)) {

@@ -158,7 +158,7 @@ fn seals_and_opens<P: Lanes>(processor: P, group: &Group, forged: &[Option<prop:
         let inside = group.offset..group.offset + plain.len();
         memory[inside.clone()].copy_from_slice(&plain);
 
-        let run = Run::new(&mut memory[inside.clone()], stride, group.prefix);
+        let run = Run::new(&mut memory[inside.clone()], stride, group.prefix, records);
         processor.seal(&group.key, counters, run);
         let mut sealed = group.sealed(records);
         assert_eq!(memory[inside.clone()], sealed, "{records} records");
@@ -175,7 +175,7 @@ fn seals_and_opens<P: Lanes>(processor: P, group: &Group, forged: &[Option<prop:
         }
         memory[inside.clone()].copy_from_slice(&sealed);
         let mut opened = vec![Err(Forged); records];
-        let run = Run::new(&mut memory[inside.clone()], stride, group.prefix);
+        let run = Run::new(&mut memory[inside.clone()], stride, group.prefix, records);
         processor.open(&group.key, counters, run, &mut opened);
         assert_eq!(opened, expected, "{records} records");
         let left = memory[inside.clone()].chunks(stride);
@@ -400,13 +400,13 @@ fn seal_by_parts<P: Processor>(
     let mut pass = Pass::default();
     loop {
         schedule.next(P::BLOCKS, &mut pass);
-        let Some(part) = pass.parts().last() else {
+        if pass.used == 0 {
             break;
-        };
+        }
         let words = chacha20::blocks(processor, &shared, &pass);
         let mut made = Keystream([[0; BLOCK_LEN]; WIDEST]);
         P::Words::interleave(&words, &mut made);
-        keystream.extend(made.0[..part.lane + part.lanes].concat());
+        keystream.extend(made.0[..pass.used].concat());
     }
     let (one_time_key, keystream) = keystream.split_at(BLOCK_LEN);
     let text: Vec<u8> = plain

@@ -25,6 +25,8 @@ pub(crate) struct Keystream(pub(crate) [[u8; BLOCK_LEN]; WIDEST]);
 pub(crate) struct Schedule<'a> {
     /// One for each record.
     counters: &'a [u64],
+    /// How many of the records have a text.
+    texts: usize,
     /// Blocks of every text but the last, and of the last.
     full: u32,
     last: u32,
@@ -33,38 +35,24 @@ pub(crate) struct Schedule<'a> {
     block: u32,
 }
 
-/// The blocks of one pass. Lanes without a part make what nobody needs.
+/// The blocks of one pass. Lanes from `used` on make what nobody needs.
 #[derive(Default)]
 pub(crate) struct Pass {
-    parts: [Part; WIDEST],
-    used: usize,
-    block: [u32; WIDEST],
+    pub(crate) used: usize,
+    pub(crate) record: [usize; WIDEST],
+    pub(crate) block: [u32; WIDEST],
     /// The words of the record's counter.
     low: [u32; WIDEST],
     high: [u32; WIDEST],
 }
 
-/// Blocks of one record, in lanes beside each other.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Part {
-    pub(crate) record: usize,
-    pub(crate) block: u32,
-    pub(crate) lane: usize,
-    pub(crate) lanes: usize,
-}
-
-impl Pass {
-    #[inline(always)]
-    pub(crate) fn parts(&self) -> &[Part] {
-        &self.parts[..self.used]
-    }
-}
-
 impl<'a> Schedule<'a> {
     #[inline(always)]
     pub(crate) fn new(counters: &'a [u64], full: u32, last: u32) -> Self {
+        let all_but_last = if full == 0 { 0 } else { counters.len() - 1 };
         Self {
             counters,
+            texts: all_but_last + usize::from(last > 0),
             full,
             last,
             record: 0,
@@ -72,58 +60,34 @@ impl<'a> Schedule<'a> {
         }
     }
 
-    /// Puts the next `lanes` blocks into a pass. It has no parts when everything has been made.
+    /// Puts the next `lanes` blocks into a pass. It uses no lane when everything has been made.
     #[inline(always)]
     pub(crate) fn next(&mut self, lanes: usize, pass: &mut Pass) {
         pass.used = 0;
-        let mut lane = 0;
-        while lane < lanes && self.record < self.counters.len() {
-            let part = Part {
-                record: self.record,
-                block: self.block,
-                lane,
-                lanes: self.take(lanes - lane),
-            };
-            if part.lanes == 0 {
-                // The text is empty.
-                continue;
+        for lane in 0..lanes {
+            if self.record >= self.texts && self.block > 0 {
+                break;
             }
-            let counter = self.counters[part.record];
-            for (block, lane) in (part.block..).zip(lane..lane + part.lanes) {
-                pass.block[lane] = block;
-                pass.low[lane] = counter as u32;
-                pass.high[lane] = (counter >> 32) as u32;
-            }
-            lane += part.lanes;
-            pass.parts[pass.used] = part;
-            pass.used += 1;
+            let counter = self.counters[self.record];
+            pass.record[lane] = self.record;
+            pass.block[lane] = self.block;
+            pass.low[lane] = counter as u32;
+            pass.high[lane] = (counter >> 32) as u32;
+            pass.used = lane + 1;
+            self.step();
         }
     }
 
-    /// Goes on by the blocks of one record, and answers how many these are: at most as many as
-    /// there are lanes.
     #[inline(always)]
-    fn take(&mut self, lanes: usize) -> usize {
-        let last = self.counters.len() - 1;
-        if self.block == 0 {
-            (self.record, self.block) = match self.record {
-                record if record < last => (record + 1, 0),
-                _ => (0, 1),
-            };
-            return 1;
+    fn step(&mut self) {
+        let is_last = self.record + 1 == self.counters.len();
+        let blocks = if is_last { self.last } else { self.full };
+        match self.block {
+            0 if is_last => (self.record, self.block) = (0, 1),
+            0 => self.record += 1,
+            block if block < blocks => self.block += 1,
+            _ => (self.record, self.block) = (self.record + 1, 1),
         }
-        let blocks = if self.record < last {
-            self.full
-        } else {
-            self.last
-        };
-        let left = (blocks + 1 - self.block) as usize;
-        if left > lanes {
-            self.block += lanes as u32;
-            return lanes;
-        }
-        (self.record, self.block) = (self.record + 1, 1);
-        left
     }
 }
 
