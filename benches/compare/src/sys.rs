@@ -55,9 +55,9 @@ pub(crate) fn receive_many(
     let mut headers: [libc::mmsghdr; BATCH] = unsafe { zeroed() };
     let rooms = buffer.chunks_exact_mut(room).take(BATCH);
     let count = rooms.len();
-    for ((vector, header), room) in vectors.iter_mut().zip(&mut headers).zip(rooms) {
-        vector.iov_base = room.as_mut_ptr().cast();
-        vector.iov_len = room.len();
+    for ((vector, header), slot) in vectors.iter_mut().zip(&mut headers).zip(rooms) {
+        vector.iov_base = slot.as_mut_ptr().cast();
+        vector.iov_len = slot.len();
         header.msg_hdr.msg_iov = vector;
         header.msg_hdr.msg_iovlen = 1;
     }

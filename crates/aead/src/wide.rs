@@ -36,15 +36,18 @@ pub(crate) struct Run<'a> {
     bytes: &'a mut [u8],
     stride: usize,
     prefix: usize,
-    /// Number of the last record, and lengths of its text and of every other's.
+    /// Number of the last record.
     last: usize,
+    /// Length of its text.
     last_len: usize,
+    /// Length of every other text, which is no less; its own if there is no other.
     len: usize,
 }
 
 impl<'a> Run<'a> {
     /// One or more `records`, which are all that `bytes` has.
     pub(crate) fn new(bytes: &'a mut [u8], stride: usize, prefix: usize, records: usize) -> Self {
+        debug_assert_eq!(records, bytes.len().div_ceil(stride));
         let last = records - 1;
         let text_len = |record: &[u8]| record.len() - prefix - TAG_LEN;
         Self {
@@ -151,12 +154,13 @@ struct Encryption<'a, P: Processor> {
 impl<'a, P: Processor> Encryption<'a, P> {
     #[inline(always)]
     fn new(processor: P, key: &[u8; KEY_LEN], counters: &'a [u64], run: &Run<'_>) -> Self {
-        let blocks = |record| run.text_len(record).div_ceil(BLOCK_LEN) as u32;
+        debug_assert_eq!(counters.len(), run.records());
+        let blocks = |text_len: usize| text_len.div_ceil(BLOCK_LEN) as u32;
         Self {
             processor,
             // WireGuard's nonces begin with four zero bytes, then comes the counter (the paper's 5.4.6).
             shared: Shared::new(processor, key, [0; 4]),
-            schedule: Schedule::new(counters, blocks(0), blocks(counters.len() - 1)),
+            schedule: Schedule::new(counters, blocks(run.len), blocks(run.last_len)),
             pass: Pass::default(),
             keystream: Keystream([[0; BLOCK_LEN]; WIDEST]),
         }
@@ -169,7 +173,8 @@ impl<'a, P: Processor> Encryption<'a, P> {
         *self.make().first_chunk().expect("8 of 16 words")
     }
 
-    /// Encrypts, or decrypts, the texts of the records that are `wanted`.
+    /// Encrypts, or decrypts, the texts of the records that are `wanted`. Once, behind [`Self::begin`]; by
+    /// reference, since to move it is to copy more than a keystream.
     #[inline(always)]
     fn finish(&mut self, run: &mut Run<'_>, wanted: &[bool; WIDEST]) {
         loop {

@@ -32,19 +32,21 @@ const NICENESS_BOTH: i32 = -3;
 /// times a sender's share and finds many packets.
 const NICENESS_OUT: i32 = -8;
 
-/// The same for a thread that has the way in alone: twice the share of the way out.
+/// The same for a thread that has the way in alone: twice the share of the way out that is not flooded.
 ///
 /// A bulk stream's window stands before whichever thread gets too little time. Before the way in it
 /// is sealed and nothing can pass it; before the way out a sparse flow does
 /// ([`Backlog`](warren_packet::backlog::Backlog)).
 const NICENESS_IN: i32 = -11;
 
-/// The same for a thread that has the way out alone while more comes than it can take: the share of the way in. What
-/// the sender does with its share is lost, since the kernel drops it.
-const NICENESS_FLOODED: i32 = -11;
+/// The same for a thread that has the way out alone and is flooded: what the sender does with a larger share is lost.
+const NICENESS_FLOODED: i32 = NICENESS_IN;
 
-/// For how long a thread looks at its backlog before it says whether it is flooded.
+/// For how long, and how often, a thread looks at what it has read ahead before it says whether it is flooded.
 const FLOODED_WITHIN: Duration = Duration::from_millis(10);
+const FLOODED_LOOKS: u32 = 3;
+/// After so long without an answer it begins anew: nothing came in between.
+const FLOOD_OVER: Duration = Duration::from_millis(100);
 
 /// How often a thread looks at most how long it has waited: a look is a system call.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -68,8 +70,7 @@ pub(crate) enum Duty {
     /// The way out, on which there is little, beside much on the way in: acknowledgements, and sparse flows whose
     /// packets would wait for a thread that does not pause.
     Answers,
-    /// The way out, before which more waits all the time than is read ahead: of senders that nothing slows down,
-    /// and whose packets the kernel drops.
+    /// The way out, before which more runs of datagrams wait than are read ahead ([`Flood`]).
     Flooded,
     /// The way in.
     In,
@@ -119,7 +120,9 @@ impl Schedule {
             // The larger share without waiting would stop the sender at each packet, and waiting without the
             // larger share would only take longer.
             Duty::Out if self.take(NICENESS_OUT) && self.schedule(Policy::Batch) => {}
-            Duty::Flooded if self.take(NICENESS_FLOODED) && self.schedule(Policy::Batch) => {}
+            Duty::Flooded
+                if (self.take(NICENESS_FLOODED) || self.take(NICENESS_OUT))
+                    && self.schedule(Policy::Batch) => {}
             Duty::Out | Duty::Flooded => self.run_at_once(NICENESS_BOTH),
             Duty::Answers => self.run_at_once(NICENESS_OUT),
             Duty::In => self.run_at_once(NICENESS_IN),
@@ -177,7 +180,10 @@ impl Schedule {
     }
 }
 
-/// Whether more waits than is read ahead whenever a thread looks, but for a few times.
+/// Whether runs of datagrams fill all that is read ahead, at more than half of the looks.
+///
+/// TCP slows down when its packets wait. A program that sends datagrams mostly does not, and one that sends runs of
+/// them (`UDP_SEGMENT`) makes more with its share of a processor than can be sealed with as much.
 #[derive(Debug)]
 pub(crate) struct Flood {
     since: Instant,
@@ -196,13 +202,19 @@ impl Flood {
         }
     }
 
-    /// A look has found all room taken, or not.
+    /// A look has found all room taken by runs, or not.
     pub(crate) fn count(&mut self, is_full: bool, now: Instant) {
+        let so_far = now.saturating_duration_since(self.since);
+        if so_far >= FLOOD_OVER {
+            *self = Self::new(now);
+        }
         self.looks += 1;
         self.full += u32::from(is_full);
-        if now.saturating_duration_since(self.since) >= FLOODED_WITHIN {
+        if so_far >= FLOODED_WITHIN && self.looks >= FLOODED_LOOKS {
+            // To stay so takes less, since with its larger share a thread finds room now and then.
+            let few = self.looks / if self.is_flooded { 4 } else { 2 };
             *self = Self {
-                is_flooded: self.full > self.looks / 2,
+                is_flooded: self.full > few,
                 ..Self::new(now)
             };
         }
@@ -323,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_is_what_fills_the_backlog_at_most_looks() {
+    fn a_flood_is_what_fills_the_backlog_at_more_than_half_of_the_looks() {
         let ms = |ms: u64| Instant::from_nanos(ms * 1_000_000);
         let mut flood = Flood::new(ms(0));
         for now in 0..10 {
@@ -332,11 +344,27 @@ mod tests {
         }
         flood.count(false, ms(10));
         assert!(flood.is_flooded());
-        // Half of the looks are what a stream does whose sender is slowed down.
-        for now in 10..20 {
-            flood.count(now % 2 == 0, ms(now));
+        // A third of the looks is enough to stay so, and not to become so.
+        for expected in [true, false] {
+            flood.is_flooded = expected;
+            for now in 0..=11 {
+                flood.count(now % 3 == 0, ms(20 + now));
+            }
+            assert_eq!(flood.is_flooded(), expected);
+            flood = Flood::new(ms(20));
         }
-        flood.count(false, ms(20));
+    }
+
+    #[test]
+    fn a_flood_is_over_when_nothing_came_for_a_while_and_few_looks_tell_nothing() {
+        let ms = |ms: u64| Instant::from_nanos(ms * 1_000_000);
+        let mut flood = Flood::new(ms(0));
+        flood.count(true, ms(20));
+        flood.count(true, ms(40));
+        assert!(!flood.is_flooded());
+        flood.count(true, ms(60));
+        assert!(flood.is_flooded());
+        flood.count(true, ms(200));
         assert!(!flood.is_flooded());
     }
 
@@ -379,10 +407,16 @@ mod tests {
                 assert_eq!(sys::policy(), Some(waiting));
             }
             let may_take_more = schedule.take(NICENESS_OUT);
-            for duty in [Duty::Out, Duty::Flooded, Duty::Out] {
+            let takes = [Duty::Out, Duty::Flooded, Duty::Out].map(|duty| {
                 schedule.serve(duty, now);
                 let is_batch = sys::policy() == Some(Policy::Batch);
                 assert_eq!(is_batch, may_take_more, "the share of it or neither");
+                rustix::process::getpriority_process(None).expect("it is there")
+            });
+            if schedule.take(NICENESS_FLOODED) {
+                let given = takes[0] - NICENESS_OUT;
+                let expected = [NICENESS_OUT, NICENESS_FLOODED, NICENESS_OUT];
+                assert_eq!(takes, expected.map(|niceness| given + niceness));
             }
             // It is a mistake now, and is looked at again when it is time.
             schedule.serve(Duty::Both, now);

@@ -14,7 +14,7 @@ use std::time::Duration;
 use warren_packet::backlog::Backlog;
 use warren_packet::batch::{RecvBatch, SendBatch, Transmit};
 use warren_packet::coalesce::Merge;
-use warren_packet::vnet;
+use warren_packet::vnet::{self, GSO_UDP_L4};
 use warren_tun::Queue;
 use warren_udp::{Failure, Pair, SendReport, Socket};
 use warren_wireguard::time::Instant;
@@ -280,15 +280,15 @@ impl Worker {
             out,
         } = &mut **pump;
         let read = read_ahead(&self.queue, backlog);
-        let is_full = backlog.is_full();
         let Some(batch) = backlog.next() else {
             return read.map(|()| false);
         };
         // What was read before an error leaves; the next turn meets the error again.
         let router = &self.shared.router;
         let now = clock::now();
-        flood.count(is_full, now);
         let packets = batch.packets();
+        let are_runs = (packets.first()).is_some_and(|first| first.header.gso_type == GSO_UDP_L4);
+        flood.count(are_runs && backlog.is_full(), now);
         let bytes = packets.iter().map(|packet| packet.range.len()).sum();
         if let Some(handover) = &mut self.handover {
             handover.count(packets.len(), bytes);

@@ -2,12 +2,11 @@
 
 use std::ops::{Deref, DerefMut};
 
-/// Where in a page an [`Arena`] begins.
+/// Where in a page an [`Arena`] begins: on a cache line, and far from where pages of sockets begin.
 ///
-/// A copy by `rep movsb`, which is how Linux copies from and to programs, takes eight times as long on AMD's Zen 3
-/// when the destination lies by 1 to 31 bytes higher in its page than the source in its own. What comes from a
-/// socket mostly begins at the begin of a page, and large allocations of glibc 16 bytes behind one, so
-/// that half of the time in which packets were received was lost to that.
+/// Linux copies from and to programs by `rep movsb`, which on AMD's Zen 3 is slow when the destination lies 1 to 31 bytes
+/// higher in its page than the source in its own (docs/performance.md, "the cipher left out"). Large allocations of
+/// glibc begin 16 bytes behind a page, and what comes from a socket mostly at one.
 const BEGIN: usize = 1024;
 const PAGE: usize = 4096;
 
@@ -25,7 +24,7 @@ impl Arena {
         let bytes = vec![0; len + PAGE];
         let address = bytes.as_ptr().addr();
         Self {
-            begin: (BEGIN.wrapping_sub(address)) % PAGE,
+            begin: BEGIN.wrapping_sub(address) % PAGE,
             bytes,
             len,
         }

@@ -292,8 +292,10 @@ mod tests {
         for number in 0..2 {
             read(&mut backlog, &[bulk(number)]);
         }
+        assert!(backlog.is_full());
         assert!(backlog.spare().is_none());
         backlog.sent();
+        assert!(!backlog.is_full());
         assert!(backlog.spare().is_some());
         backlog.commit();
         assert_eq!(drained(&mut backlog), [vec![1]]);

@@ -168,7 +168,7 @@ impl ReadBatch {
 /// What is to be sent by UDP.
 #[derive(Debug)]
 pub struct SendBatch {
-    /// The bytes that the transmits' ranges speak of. Its length is fixed.
+    /// The bytes that the transmits' ranges speak of.
     pub arena: Arena,
     /// What to send, in order.
     pub transmits: Vec<Transmit>,
@@ -228,7 +228,7 @@ impl Transmit {
 /// then more of them fit.
 #[derive(Debug)]
 pub struct RecvBatch {
-    /// The bytes that the datagrams' ranges speak of. Its length is fixed.
+    /// The bytes that the datagrams' ranges speak of.
     pub arena: Arena,
     /// What came, in order.
     pub datagrams: Vec<Datagram>,

@@ -25,8 +25,8 @@ pub(crate) struct Keystream(pub(crate) [[u8; BLOCK_LEN]; WIDEST]);
 pub(crate) struct Schedule<'a> {
     /// One for each record.
     counters: &'a [u64],
-    /// How many of the records have a text.
-    texts: usize,
+    /// Records from here on have no text: the last may be empty, or all are.
+    end: usize,
     /// Blocks of every text but the last, and of the last.
     full: u32,
     last: u32,
@@ -49,10 +49,11 @@ pub(crate) struct Pass {
 impl<'a> Schedule<'a> {
     #[inline(always)]
     pub(crate) fn new(counters: &'a [u64], full: u32, last: u32) -> Self {
+        debug_assert!(last <= full);
         let all_but_last = if full == 0 { 0 } else { counters.len() - 1 };
         Self {
             counters,
-            texts: all_but_last + usize::from(last > 0),
+            end: all_but_last + usize::from(last > 0),
             full,
             last,
             record: 0,
@@ -65,7 +66,7 @@ impl<'a> Schedule<'a> {
     pub(crate) fn next(&mut self, lanes: usize, pass: &mut Pass) {
         pass.used = 0;
         for lane in 0..lanes {
-            if self.record >= self.texts && self.block > 0 {
+            if self.record >= self.end && self.block > 0 {
                 break;
             }
             let counter = self.counters[self.record];
