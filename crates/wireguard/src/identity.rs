@@ -2,12 +2,15 @@
 //!
 //! Any number of identities may be live at once; nothing here or in [`crate::Peer`] assumes one.
 
-use std::fmt;
+use std::{array, fmt};
 
 use warren_config::{PrivateKey, PublicKey};
 
 use crate::crypto::{self, DhKey, Secret};
 use crate::messages::{Handshake, Macs};
+
+/// How many messages [`Identity::verify_all`] takes.
+pub const AT_ONCE: usize = crypto::MACS;
 
 const LABEL_MAC1: &[u8; 8] = b"mac1----";
 const LABEL_COOKIE: &[u8; 8] = b"cookie--";
@@ -91,6 +94,35 @@ impl Identity {
         addressed.then_some(Addressed {
             identity: self,
             message,
+        })
+    }
+
+    /// [`Self::verify`] of several messages, in about a third of the time that they take one by one. `None` for what
+    /// is not there, and for what fails.
+    pub fn verify_all<'a>(
+        &'a self,
+        messages: &[Option<Handshake<'a>>; AT_ONCE],
+    ) -> [Option<Addressed<'a>>; AT_ONCE] {
+        let macs = messages.map(|message| match message {
+            None | Some(Handshake::CookieReply(_)) => None,
+            Some(message) => Macs::of(message.bytes()),
+        });
+        let covered = macs.each_ref().map(|macs| match macs {
+            Some(macs) => macs.covered_by_mac1,
+            None => &[],
+        });
+        let computed = crypto::macs(&self.mac1_key, &covered);
+        array::from_fn(|at| {
+            let message = messages[at]?;
+            let is_addressed = match (message, &macs[at]) {
+                (Handshake::CookieReply(_), _) => true,
+                (_, Some(macs)) => crypto::same_mac(&computed[at], macs.mac1),
+                (_, None) => false,
+            };
+            is_addressed.then_some(Addressed {
+                identity: self,
+                message,
+            })
         })
     }
 

@@ -34,7 +34,7 @@ use std::time::Duration;
 pub use allowed_ips::AllowedIps;
 pub use cookie::CookieTicket;
 pub use gate::{Admission, Gate, Knock};
-pub use identity::{Addressed, Identity, LowOrderKey, StaticShared};
+pub use identity::{AT_ONCE, Addressed, Identity, LowOrderKey, StaticShared};
 pub use noise::{
     AuthenticInitiation, HandshakeError, InFlight, PendingInitiation, open_initiation,
 };

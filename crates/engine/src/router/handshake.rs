@@ -8,8 +8,10 @@
 //! Behind it, on the control thread ([`Router::serve`]): all curve operations. A peer's lock is
 //! held before and after them, never during.
 
+use std::array;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 
 use warren_packet::batch::{Ecn, SendBatch, Transmit};
@@ -17,7 +19,9 @@ use warren_wireguard::messages::{
     self, COOKIE_REPLY_LEN, CookieReply, Handshake, INITIATION_LEN, Initiation, Message, Response,
 };
 use warren_wireguard::time::{Instant, Tai64n};
-use warren_wireguard::{Admission, Endpoint, Gate, Identity, Knock, open_initiation};
+use warren_wireguard::{
+    AT_ONCE, Addressed, Admission, Endpoint, Gate, Identity, Knock, open_initiation,
+};
 
 use super::{Edges, Router, source_of};
 use crate::drops::Reason;
@@ -94,19 +98,58 @@ impl Door {
 }
 
 impl Router {
-    /// Judges a handshake message at the door. Answers the cookie reply to send, if one is due.
-    pub(super) fn knock(
+    /// Judges handshake messages, which are where `visits` says, at the door. `each` is told of every one the cookie
+    /// reply to send, if one is due.
+    pub(super) fn knock_all(
         &self,
         tables: &Tables,
-        message: Handshake<'_>,
+        arena: &[u8],
+        visits: &[(Range<usize>, Endpoint)],
+        now: Instant,
+        mut each: impl FnMut(&Endpoint, Result<Option<[u8; COOKIE_REPLY_LEN]>, Reason>),
+    ) {
+        for visits in visits.chunks(AT_ONCE) {
+            let mut unclaimed = array::from_fn(|at| {
+                let (range, _) = visits.get(at)?;
+                match messages::parse(&arena[range.clone()]) {
+                    Ok(Message::Handshake(message)) => Some(message),
+                    _ => None,
+                }
+            });
+            let mut claimed = [None; AT_ONCE];
+            for identity in &tables.identities {
+                let addressed = identity.verify_all(&unclaimed).into_iter();
+                for (at, addressed) in addressed.enumerate().filter_map(|(at, it)| Some((at, it?)))
+                {
+                    claimed[at] = Some((identity, addressed));
+                    unclaimed[at] = None;
+                }
+                if unclaimed.iter().all(Option::is_none) {
+                    break;
+                }
+            }
+            for ((_, from), claimed) in visits.iter().zip(claimed) {
+                let knocked = match claimed {
+                    Some((identity, addressed)) => {
+                        self.knock(tables, identity, addressed, *from, now)
+                    }
+                    None => Err(Reason::InBadMac1),
+                };
+                each(from, knocked);
+            }
+        }
+    }
+
+    /// Judges a message that is for `identity`. Answers the cookie reply to send, if one is due.
+    fn knock(
+        &self,
+        tables: &Tables,
+        identity: &Arc<Identity>,
+        addressed: Addressed<'_>,
         from: Endpoint,
         now: Instant,
     ) -> Result<Option<[u8; COOKIE_REPLY_LEN]>, Reason> {
-        let (identity, addressed) = tables
-            .identities
-            .iter()
-            .find_map(|identity| Some((identity, identity.verify(message)?)))
-            .ok_or(Reason::InBadMac1)?;
+        let message = addressed.message();
         // An answer to nothing leads to nothing, whoever sends it.
         let answers = match message {
             Handshake::Initiation(_) => None,

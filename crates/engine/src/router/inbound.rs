@@ -37,6 +37,8 @@ pub struct Inbound {
     /// The batch's groups are the first `used` of these; the others keep their room.
     groups: Vec<Group>,
     used: usize,
+    /// Handshake messages of the batch, and where they are from.
+    visits: Vec<(Range<usize>, Endpoint)>,
     counters: Vec<u64>,
     opened: Vec<Result<(), warren_wireguard::Forged>>,
     coalescer: Coalescer,
@@ -61,6 +63,7 @@ impl Inbound {
             recent: Recent::new(),
             groups: Vec::new(),
             used: 0,
+            visits: Vec::new(),
             counters: Vec::new(),
             opened: Vec::new(),
             coalescer: Coalescer::new(merge),
@@ -112,8 +115,9 @@ impl Router {
         let tables = self.tables.load();
         let RecvBatch { arena, datagrams } = batch;
         for datagram in datagrams.iter() {
-            self.split(scratch, &tables, arena, datagram, out, now, edges);
+            self.split(scratch, arena, datagram);
         }
+        self.receive(scratch, &tables, arena, out, now, edges);
         let mut groups = std::mem::take(&mut scratch.groups);
         for group in &mut groups[..scratch.used] {
             let Some(receiver) = group.receiver.take() else {
@@ -137,38 +141,17 @@ impl Router {
         self.drops.absorb(&mut scratch.tally);
     }
 
-    /// Steps 1 and 2. Runs of records of one session go to step 3 together.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the parts of one step, each of its own kind"
-    )]
-    fn split(
-        &self,
-        scratch: &mut Inbound,
-        tables: &Tables,
-        arena: &mut [u8],
-        datagram: &Datagram,
-        out: &mut SendBatch,
-        now: Instant,
-        edges: &mut dyn Edges,
-    ) {
+    /// Step 1. Runs of records of one session go to step 3 together.
+    fn split(&self, scratch: &mut Inbound, arena: &mut [u8], datagram: &Datagram) {
         let mut run: Option<(u32, Range<usize>)> = None;
         for record in datagram.datagrams() {
             let data = match messages::parse(&arena[record.clone()]) {
                 Ok(Message::Data {
                     receiver, counter, ..
                 }) => Some((receiver, counter)),
-                Ok(Message::Handshake(message)) => {
+                Ok(Message::Handshake(_)) => {
                     let from = endpoint_of(datagram.remote, datagram.source);
-                    match self.knock(tables, message, from, now) {
-                        Ok(None) => {}
-                        Ok(Some(reply)) => {
-                            let tos = handshake::COOKIE_REPLY_TOS;
-                            handshake::put(&reply, tos, &from, NO_PEER, out, edges);
-                            scratch.tally.count(Reason::InCookieDemanded);
-                        }
-                        Err(reason) => scratch.tally.count(reason),
-                    }
+                    scratch.visits.push((record.clone(), from));
                     None
                 }
                 Err(_) => {
@@ -188,6 +171,29 @@ impl Router {
             scratch.counters.extend(data.map(|(_, counter)| counter));
         }
         self.open(scratch, arena, datagram, run);
+    }
+
+    /// Step 2.
+    fn receive(
+        &self,
+        scratch: &mut Inbound,
+        tables: &Tables,
+        arena: &[u8],
+        out: &mut SendBatch,
+        now: Instant,
+        edges: &mut dyn Edges,
+    ) {
+        let Inbound { visits, tally, .. } = scratch;
+        self.knock_all(tables, arena, visits, now, |from, knocked| match knocked {
+            Ok(None) => {}
+            Ok(Some(reply)) => {
+                let tos = handshake::COOKIE_REPLY_TOS;
+                handshake::put(&reply, tos, from, NO_PEER, out, edges);
+                tally.count(Reason::InCookieDemanded);
+            }
+            Err(reason) => tally.count(reason),
+        });
+        visits.clear();
     }
 
     /// Step 3. The run's counters are in the scratch, one for each record.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use warren_config::{PresharedKey, PublicKey};
 use warren_wireguard::messages::{self, Handshake, INITIATION_LEN, Message};
-use warren_wireguard::{HandshakeError, Identity, open_initiation};
+use warren_wireguard::{AT_ONCE, HandshakeError, Identity, open_initiation};
 
 use crate::util::*;
 
@@ -294,6 +294,47 @@ fn initiations_that_cross_lead_to_one_session_at_once() {
         pair.advance(secs(100));
         assert_eq!(pair.sent(ALICE, Kind::Initiation, pair.log[0].0).len(), 1);
         assert_eq!(pair.sent(BOB, Kind::Initiation, pair.log[0].0).len(), 1);
+    }
+}
+
+#[test]
+fn messages_are_verified_together_as_one_by_one() {
+    let mut pair = Pair::new();
+    pair.alice_sends(b"ping");
+    let initiation = pair.wire.pop_front().expect("an initiation");
+    pair.deliver(&initiation);
+    let response = pair.wire.pop_front().expect("a response");
+    let mut cookie_reply = vec![0; 64];
+    cookie_reply[0] = 3;
+    let mut all = vec![
+        initiation.bytes.clone(),
+        response.bytes.clone(),
+        cookie_reply,
+    ];
+    // All is covered but for the second mac; the first is what is compared.
+    all.extend((4..132).step_by(9).map(|at| flipped(&initiation, at).bytes));
+    let all: Vec<_> = all
+        .iter()
+        .map(|bytes| match messages::parse(bytes) {
+            Ok(Message::Handshake(message)) => Some(message),
+            _ => panic!("a handshake message"),
+        })
+        .chain([None])
+        .collect();
+    for identity in [&pair.alice.identity, &pair.bob.identity] {
+        let mut verified = 0;
+        for first in 0..all.len() {
+            let messages = std::array::from_fn(|at| all[(first + at) % all.len()]);
+            for (message, together) in messages.iter().zip(identity.verify_all(&messages)) {
+                let alone = message.and_then(|message| identity.verify(message));
+                assert_eq!(together.is_some(), alone.is_some());
+                let bytes = together.map(|it| it.message().bytes());
+                assert_eq!(bytes, alone.map(|it| it.message().bytes()));
+                verified += usize::from(together.is_some());
+            }
+        }
+        // A cookie reply, and the one of both that is for this identity.
+        assert_eq!(verified, 2 * AT_ONCE);
     }
 }
 
