@@ -97,8 +97,8 @@ impl Identity {
         })
     }
 
-    /// [`Self::verify`] of several messages, in about a third of the time that they take one by one. `None` for what
-    /// is not there, and for what fails.
+    /// [`Self::verify`] of several messages together, where the processor is faster so. `None` for what is not there,
+    /// and for what fails.
     pub fn verify_all<'a>(
         &'a self,
         messages: &[Option<Handshake<'a>>; AT_ONCE],

@@ -311,7 +311,7 @@ fn messages_are_verified_together_as_one_by_one() {
         response.bytes.clone(),
         cookie_reply,
     ];
-    // All is covered but for the second mac; the first is what is compared.
+    // Changed in what the first mac covers, and in that mac.
     all.extend((4..132).step_by(9).map(|at| flipped(&initiation, at).bytes));
     let all: Vec<_> = all
         .iter()
