@@ -229,6 +229,12 @@ impl Words for Words256 {
     }
 
     #[inline(always)]
+    fn splice(self, lane: usize, others: Self) -> Self {
+        // SAFETY: the lanes are proof of the instructions.
+        Self(unsafe { splice256(self.0, lane, others.0) })
+    }
+
+    #[inline(always)]
     fn widen(self) -> [Limbs256; 2] {
         // SAFETY: the lanes are proof of the instructions.
         unsafe { widen256(self.0) }.map(Limbs256)
@@ -248,6 +254,13 @@ impl Words for Words512 {
     fn rotate_left<const BITS: i32>(self) -> Self {
         // SAFETY: the lanes are proof of the instruction.
         Self(unsafe { _mm512_rol_epi32::<BITS>(self.0) })
+    }
+
+    #[inline(always)]
+    fn splice(self, lane: usize, others: Self) -> Self {
+        let from_lane = (u32::from(u16::MAX) << lane) as u16;
+        // SAFETY: the lanes are proof of the instruction.
+        Self(unsafe { _mm512_mask_mov_epi32(self.0, from_lane, others.0) })
     }
 
     #[inline(always)]
@@ -345,6 +358,14 @@ fn rotate256<const BITS: i32>(words: __m256i) -> __m256i {
             _mm256_srlv_epi32(words, _mm256_set1_epi32(32 - BITS)),
         ),
     }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn splice256(words: __m256i, lane: usize, others: __m256i) -> __m256i {
+    let ordinals = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    let before = _mm256_cmpgt_epi32(_mm256_set1_epi32(lane as i32), ordinals);
+    _mm256_blendv_epi8(others, words, before)
 }
 
 /// Which byte of 16 comes where.
@@ -469,18 +490,21 @@ fn join512(low: __m256i, high: __m256i) -> __m512i {
 #[inline]
 #[target_feature(enable = "avx2")]
 fn interleave256(words: &[Words256; 16], blocks: &mut Keystream) {
-    let [a, b, c, d] = [0, 4, 8, 12].map(|i| {
-        let [w, x, y, z] = [words[i].0, words[i + 1].0, words[i + 2].0, words[i + 3].0];
+    let (fours, _) = words.as_chunks::<4>();
+    let mut turned = [[words[0].0; 4]; 4];
+    for (turned, &[w, x, y, z]) in turned.iter_mut().zip(fours) {
+        let [w, x, y, z] = [w.0, x.0, y.0, z.0];
         let wx = [_mm256_unpacklo_epi32(w, x), _mm256_unpackhi_epi32(w, x)];
         let yz = [_mm256_unpacklo_epi32(y, z), _mm256_unpackhi_epi32(y, z)];
         // Words of the lanes 0 and 4, 1 and 5, 2 and 6, 3 and 7.
-        [
+        *turned = [
             _mm256_unpacklo_epi64(wx[0], yz[0]),
             _mm256_unpackhi_epi64(wx[0], yz[0]),
             _mm256_unpacklo_epi64(wx[1], yz[1]),
             _mm256_unpackhi_epi64(wx[1], yz[1]),
-        ]
-    });
+        ];
+    }
+    let [a, b, c, d] = turned;
     for i in 0..4 {
         let lower = [
             _mm256_permute2x128_si256::<0x20>(a[i], b[i]),
@@ -499,18 +523,21 @@ fn interleave256(words: &[Words256; 16], blocks: &mut Keystream) {
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn interleave512(words: &[Words512; 16], blocks: &mut Keystream) {
-    let [a, b, c, d] = [0, 4, 8, 12].map(|i| {
-        let [w, x, y, z] = [words[i].0, words[i + 1].0, words[i + 2].0, words[i + 3].0];
+    let (fours, _) = words.as_chunks::<4>();
+    let mut turned = [[words[0].0; 4]; 4];
+    for (turned, &[w, x, y, z]) in turned.iter_mut().zip(fours) {
+        let [w, x, y, z] = [w.0, x.0, y.0, z.0];
         let wx = [_mm512_unpacklo_epi32(w, x), _mm512_unpackhi_epi32(w, x)];
         let yz = [_mm512_unpacklo_epi32(y, z), _mm512_unpackhi_epi32(y, z)];
         // Words of the lanes 0, 4, 8 and 12; 1, 5, 9 and 13; and so on.
-        [
+        *turned = [
             _mm512_unpacklo_epi64(wx[0], yz[0]),
             _mm512_unpackhi_epi64(wx[0], yz[0]),
             _mm512_unpacklo_epi64(wx[1], yz[1]),
             _mm512_unpackhi_epi64(wx[1], yz[1]),
-        ]
-    });
+        ];
+    }
+    let [a, b, c, d] = turned;
     for i in 0..4 {
         // Quarters of the first two lanes, and of the last two.
         let ab = [

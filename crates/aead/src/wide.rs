@@ -30,6 +30,9 @@ use poly1305::{Mac, PIECE_LEN};
 /// keeps block numbers far from the end of ChaCha20's 32-bit counter.
 pub(crate) const TEXT_MAX: usize = 1 << 16;
 
+/// From how many pieces on powers of the keys are worth their computation.
+const POWERS_FROM: usize = 16;
+
 /// Records of one size back to back, the last of which may be shorter. Each has room for its clear
 /// bytes, which are `prefix`, and its tag.
 pub(crate) struct Run<'a> {
@@ -147,7 +150,7 @@ struct Encryption<'a, P: Processor> {
     shared: Shared<P::Words>,
     schedule: Schedule<'a>,
     /// The last pass, and what it has made.
-    pass: Pass,
+    pass: Pass<P::Words>,
     keystream: Keystream,
 }
 
@@ -161,7 +164,7 @@ impl<'a, P: Processor> Encryption<'a, P> {
             // WireGuard's nonces begin with four zero bytes, then comes the counter (the paper's 5.4.6).
             shared: Shared::new(processor, key, [0; 4]),
             schedule: Schedule::new(counters, blocks(run.len), blocks(run.last_len)),
-            pass: Pass::default(),
+            pass: Pass::new(processor),
             keystream: Keystream([[0; BLOCK_LEN]; WIDEST]),
         }
     }
@@ -169,7 +172,7 @@ impl<'a, P: Processor> Encryption<'a, P> {
     /// Makes the first pass, and answers the one-time keys in it, one in each lane.
     #[inline(always)]
     fn begin(&mut self) -> [P::Words; 8] {
-        self.schedule.next(P::BLOCKS, &mut self.pass);
+        self.schedule.next(self.processor, &mut self.pass);
         *self.make().first_chunk().expect("8 of 16 words")
     }
 
@@ -179,7 +182,7 @@ impl<'a, P: Processor> Encryption<'a, P> {
     fn finish(&mut self, run: &mut Run<'_>, wanted: &[bool; WIDEST]) {
         loop {
             self.apply(run, wanted);
-            self.schedule.next(P::BLOCKS, &mut self.pass);
+            self.schedule.next(self.processor, &mut self.pass);
             if self.pass.used == 0 {
                 break;
             }
@@ -198,23 +201,27 @@ impl<'a, P: Processor> Encryption<'a, P> {
     /// Puts the last pass over the texts.
     #[inline(always)]
     fn apply(&self, run: &mut Run<'_>, wanted: &[bool; WIDEST]) {
-        let made = self.pass.record.iter().zip(&self.pass.block);
-        let made = made.zip(&self.keystream.0).take(self.pass.used);
-        for ((&record, &block), keystream) in made {
-            if block > 0 && wanted[record] {
-                let start = (block as usize - 1) * BLOCK_LEN;
-                xor(&mut run.text_mut(record)[start..], keystream);
+        for span in self.pass.spans() {
+            if wanted[span.record] {
+                let keystream = &self.keystream.0[span.lane..span.lane + span.blocks];
+                xor(&mut run.text_mut(span.record)[span.start..], keystream);
             }
         }
     }
 }
 
-/// Puts a block over as much of a text as it has, or as there is.
+/// Puts blocks over a text, or over as much of it as they cover. At most the last block is longer than
+/// what it covers.
 #[inline(always)]
-fn xor(text: &mut [u8], keystream: &[u8; BLOCK_LEN]) {
-    if let Some(block) = text.first_chunk_mut() {
-        return xor_chunk(block, keystream);
+fn xor(text: &mut [u8], keystream: &[[u8; BLOCK_LEN]]) {
+    let (blocks, text) = text.as_chunks_mut();
+    let whole = blocks.len();
+    for (block, key) in blocks.iter_mut().zip(keystream) {
+        xor_chunk(block, key);
     }
+    let Some(keystream) = keystream.get(whole) else {
+        return;
+    };
     // Texts are padded, so what is there of a block is mostly these.
     let (pieces, text) = text.as_chunks_mut::<PIECE_LEN>();
     let (keys, _) = keystream.as_chunks::<PIECE_LEN>();
@@ -297,6 +304,12 @@ fn tags<P: Processor, const N: usize>(
         }
     }
     let one = processor.limb(1);
+    let mut powers = [const { None }; N];
+    if whole.len() >= POWERS_FROM {
+        for (mac, powers) in macs.iter().zip(&mut powers) {
+            *powers = Some(mac.powers());
+        }
+    }
     let mut at = 0;
     while at < pieces {
         if !whole.contains(&at) {
@@ -307,7 +320,7 @@ fn tags<P: Processor, const N: usize>(
             }
             at += 1;
         } else if whole.end - at >= 4 {
-            absorb::<P, N, 4>(processor, &mut macs, &texts, at - whole.start);
+            absorb_four(processor, &mut macs, &powers, &texts, at - whole.start);
             at += 4;
         } else if whole.end - at >= 2 {
             absorb::<P, N, 2>(processor, &mut macs, &texts, at - whole.start);
@@ -336,6 +349,36 @@ fn tags<P: Processor, const N: usize>(
     tags
 }
 
+/// Absorbs four pieces of each text, which are there in full.
+#[inline(always)]
+fn absorb_four<P: Processor, const N: usize>(
+    processor: P,
+    macs: &mut [P::Mac; N],
+    powers: &[Option<<P::Mac as Mac<P>>::Powers>; N],
+    texts: &[&[[u8; PIECE_LEN]]; WIDEST],
+    at: usize,
+) {
+    let lanes = P::BLOCKS / 2;
+    for ((mac, powers), texts) in macs.iter_mut().zip(powers).zip(texts.chunks(lanes)) {
+        let texts = in_full::<4>(texts, at);
+        let mut pieces = [[processor.limb(0); 2]; 4];
+        for (i, piece) in pieces.iter_mut().enumerate() {
+            *piece = processor.gather(|lane| &texts[lane][i]);
+        }
+        // A copy, since what is behind a reference would not stay in registers.
+        let mut sum = *mac;
+        match powers {
+            Some(powers) => sum.absorb_four(powers, pieces),
+            None => {
+                for piece in pieces {
+                    sum.absorb(piece, processor.limb(1));
+                }
+            }
+        }
+        *mac = sum;
+    }
+}
+
 /// Absorbs `STEP` pieces of each text, which are there in full.
 #[inline(always)]
 fn absorb<P: Processor, const N: usize, const STEP: usize>(
@@ -346,22 +389,32 @@ fn absorb<P: Processor, const N: usize, const STEP: usize>(
 ) {
     let lanes = P::BLOCKS / 2;
     for (mac, texts) in macs.iter_mut().zip(texts.chunks(lanes)) {
-        let mut pieces = [&[[0; PIECE_LEN]; STEP]; WIDEST_LIMBS];
-        for (pieces, text) in pieces.iter_mut().zip(texts) {
-            *pieces = text[at..].first_chunk().expect("as many pieces are there");
-        }
-        // A copy, since what is behind a reference would not stay in registers.
+        let texts = in_full::<STEP>(texts, at);
+        // As above.
         let mut sum = *mac;
         #[allow(
             clippy::needless_range_loop,
             reason = "it is the second index, not the first"
         )]
         for i in 0..STEP {
-            let piece = processor.gather(|lane| &pieces[lane][i]);
+            let piece = processor.gather(|lane| &texts[lane][i]);
             sum.absorb(piece, processor.limb(1));
         }
         *mac = sum;
     }
+}
+
+/// `STEP` pieces of each text, which are there.
+#[inline(always)]
+fn in_full<'a, const STEP: usize>(
+    texts: &[&'a [[u8; PIECE_LEN]]],
+    at: usize,
+) -> [&'a [[u8; PIECE_LEN]; STEP]; WIDEST_LIMBS] {
+    let mut pieces = [&[[0; PIECE_LEN]; STEP]; WIDEST_LIMBS];
+    for (pieces, text) in pieces.iter_mut().zip(texts) {
+        *pieces = text[at..].first_chunk().expect("as many pieces are there");
+    }
+    pieces
 }
 
 /// The pieces number `at` of the records from `first` on, filled up with zeros, and 1 for each that

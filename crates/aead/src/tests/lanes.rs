@@ -86,6 +86,12 @@ impl<const W: usize, const L: usize> Words for PlainWords<W, L> {
         Self(self.0.map(|word| word.rotate_left(BITS as u32)))
     }
 
+    fn splice(self, lane: usize, others: Self) -> Self {
+        Self(array::from_fn(|i| {
+            if i < lane { self.0[i] } else { others.0[i] }
+        }))
+    }
+
     fn widen(self) -> [PlainLimbs<L>; 2] {
         [0, L].map(|from| PlainLimbs(array::from_fn(|lane| u64::from(self.0[from + lane]))))
     }

@@ -208,11 +208,12 @@ proptest! {
     #[test]
     fn the_lanes_authenticate_extreme_numbers_as_the_model_does(
         keys in vec(extreme_bytes(32), WIDEST_LIMBS),
-        messages in vec(vec(extreme_bytes(PIECE_LEN), 1..6), WIDEST_LIMBS),
+        messages in vec(vec(extreme_bytes(PIECE_LEN), 1..14), WIDEST_LIMBS),
     ) {
         let keys: Vec<[u8; 32]> = keys.into_iter().map(|key| key.try_into().expect("32 bytes")).collect();
         let messages: Vec<Vec<u8>> = messages.iter().map(|pieces| pieces.concat()).collect();
-        with_all_lanes!(authenticates(&keys, &messages));
+        with_all_lanes!(authenticates(&keys, &messages, false));
+        with_all_lanes!(authenticates(&keys, &messages, true));
     }
 }
 
@@ -271,8 +272,14 @@ fn extreme_bytes(len: usize) -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![vec(byte, len), Just(vec![0xff; len]), Just(vec![0; len])]
 }
 
-/// A message in each lane, of whole pieces; those that are shorter begin later.
-fn authenticates<P: Processor>(processor: P, keys: &[[u8; 32]], messages: &[Vec<u8>]) {
+/// A message in each lane, of whole pieces; those that are shorter begin later. With `by_four` pieces
+/// are absorbed four at once where every lane has them.
+fn authenticates<P: Processor>(
+    processor: P,
+    keys: &[[u8; 32]],
+    messages: &[Vec<u8>],
+    by_four: bool,
+) {
     let lanes = P::BLOCKS / 2;
     let half = |at: usize| {
         let halves = array::from_fn(|lane| {
@@ -281,24 +288,35 @@ fn authenticates<P: Processor>(processor: P, keys: &[[u8; 32]], messages: &[Vec<
         processor.limbs(&halves)
     };
     let mut mac = P::Mac::new(processor, [half(0), half(8)], [half(16), half(24)]);
-    let longest = messages
-        .iter()
-        .map(Vec::len)
-        .max()
-        .expect("there are lanes");
-    for at in (0..longest).step_by(PIECE_LEN) {
-        let mut pieces = [[0; PIECE_LEN]; WIDEST_LIMBS];
+    let powers = mac.powers();
+    let pieces = |message: &Vec<u8>| message.len() / PIECE_LEN;
+    let longest = messages.iter().map(pieces).max().expect("there are lanes");
+    let shortest = messages.iter().map(pieces).min().expect("there are lanes");
+    // Of every lane, and 1 above each that is there.
+    let column = |at: usize| {
+        let mut column = [[0; PIECE_LEN]; WIDEST_LIMBS];
         let mut top = [0; WIDEST_LIMBS];
         for (lane, message) in messages.iter().enumerate() {
-            if let Some(at) = (at + message.len()).checked_sub(longest) {
-                pieces[lane].copy_from_slice(&message[at..][..PIECE_LEN]);
+            if let Some(at) = (at + pieces(message)).checked_sub(longest) {
+                column[lane].copy_from_slice(&message[at * PIECE_LEN..][..PIECE_LEN]);
                 top[lane] = 1;
             }
         }
-        mac.absorb(
-            processor.gather(|lane| &pieces[lane]),
+        (
+            processor.gather(|lane| &column[lane]),
             processor.limbs(&top),
-        );
+        )
+    };
+    let mut at = 0;
+    while at < longest {
+        if by_four && at >= longest - shortest && longest - at >= 4 {
+            mac.absorb_four(&powers, array::from_fn(|i| column(at + i).0));
+            at += 4;
+        } else {
+            let (piece, top) = column(at);
+            mac.absorb(piece, top);
+            at += 1;
+        }
     }
     let [low, high] = mac.finish().map(Limbs::to_array);
     for lane in 0..lanes {
@@ -342,6 +360,7 @@ fn the_lanes_authenticate_as_rfc_8439_section_a_3_does() {
         with_all_lanes!(authenticates(
             &[key; WIDEST_LIMBS],
             &array::from_fn::<_, WIDEST_LIMBS, _>(|_| message.clone()),
+            false
         ));
     }
 }
@@ -397,9 +416,9 @@ fn seal_by_parts<P: Processor>(
     let counters = [counter];
     let mut schedule = Schedule::new(&counters, blocks, blocks);
     let mut keystream = Vec::new();
-    let mut pass = Pass::default();
+    let mut pass = Pass::new(processor);
     loop {
-        schedule.next(P::BLOCKS, &mut pass);
+        schedule.next(processor, &mut pass);
         if pass.used == 0 {
             break;
         }

@@ -1,7 +1,5 @@
 //! ChaCha20 (RFC 8439, section 2.3) with a block in each lane, whichever record it is for.
 
-use std::array;
-
 use super::lanes::{Processor, Words};
 use crate::KEY_LEN;
 
@@ -13,6 +11,9 @@ pub(crate) const WIDEST: usize = 16;
 
 /// "expand 32-byte k".
 const CONSTANTS: [u32; 4] = [0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574];
+
+/// The number of each lane.
+const ORDINALS: [u32; WIDEST] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
 
 /// The blocks that one pass has made.
 #[repr(align(64))]
@@ -36,14 +37,47 @@ pub(crate) struct Schedule<'a> {
 }
 
 /// The blocks of one pass. Lanes from `used` on make what nobody needs.
-#[derive(Default)]
-pub(crate) struct Pass {
+pub(crate) struct Pass<W> {
     pub(crate) used: usize,
-    pub(crate) record: [usize; WIDEST],
-    pub(crate) block: [u32; WIDEST],
+    spans: [Span; WIDEST],
+    /// How many of these there are.
+    texts: usize,
+    block: W,
     /// The words of the record's counter.
-    low: [u32; WIDEST],
-    high: [u32; WIDEST],
+    low: W,
+    high: W,
+}
+
+/// Blocks of one text side by side.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Span {
+    pub(crate) record: usize,
+    /// Where they are in the text, in bytes.
+    pub(crate) start: usize,
+    /// The lane that makes the first of them.
+    pub(crate) lane: usize,
+    pub(crate) blocks: usize,
+}
+
+impl<W: Words> Pass<W> {
+    /// One without a block.
+    #[inline(always)]
+    pub(crate) fn new<P: Processor<Words = W>>(processor: P) -> Self {
+        Self {
+            used: 0,
+            spans: [Span::default(); WIDEST],
+            texts: 0,
+            block: processor.word(0),
+            low: processor.word(0),
+            high: processor.word(0),
+        }
+    }
+
+    /// The blocks of texts that it makes.
+    #[inline(always)]
+    pub(crate) fn spans(&self) -> &[Span] {
+        &self.spans[..self.texts]
+    }
 }
 
 impl<'a> Schedule<'a> {
@@ -61,34 +95,52 @@ impl<'a> Schedule<'a> {
         }
     }
 
-    /// Puts the next `lanes` blocks into a pass. It uses no lane when everything has been made.
+    /// Puts the next blocks into a pass, as many as there are lanes, which are no fewer than the records. It
+    /// uses no lane when everything has been made.
     #[inline(always)]
-    pub(crate) fn next(&mut self, lanes: usize, pass: &mut Pass) {
-        pass.used = 0;
-        for lane in 0..lanes {
-            if self.record >= self.end && self.block > 0 {
-                break;
+    pub(crate) fn next<P: Processor>(&mut self, processor: P, pass: &mut Pass<P::Words>) {
+        let mut lane = 0;
+        if self.block == 0 {
+            let mut words = [[0; WIDEST]; 2];
+            let [low, high] = &mut words;
+            for ((&counter, low), high) in self.counters.iter().zip(low).zip(high) {
+                *low = counter as u32;
+                *high = (counter >> 32) as u32;
             }
+            pass.block = processor.word(0);
+            pass.low = processor.words(&words[0]);
+            pass.high = processor.words(&words[1]);
+            lane = self.counters.len();
+            self.block = 1;
+        }
+        pass.texts = 0;
+        let ordinals = processor.words(&ORDINALS);
+        while lane < P::BLOCKS && self.record < self.end {
+            let is_last = self.record + 1 == self.counters.len();
+            let left = if is_last { self.last } else { self.full } - (self.block - 1);
+            let blocks = (left as usize).min(P::BLOCKS - lane);
             let counter = self.counters[self.record];
-            pass.record[lane] = self.record;
-            pass.block[lane] = self.block;
-            pass.low[lane] = counter as u32;
-            pass.high[lane] = (counter >> 32) as u32;
-            pass.used = lane + 1;
-            self.step();
+            // The lane with number `lane` has this block, the one behind it the next one.
+            let first = processor.word(self.block.wrapping_sub(lane as u32));
+            pass.block = pass.block.splice(lane, ordinals + first);
+            pass.low = pass.low.splice(lane, processor.word(counter as u32));
+            let high = processor.word((counter >> 32) as u32);
+            pass.high = pass.high.splice(lane, high);
+            pass.spans[pass.texts] = Span {
+                record: self.record,
+                start: (self.block as usize - 1) * BLOCK_LEN,
+                lane,
+                blocks,
+            };
+            pass.texts += 1;
+            lane += blocks;
+            if blocks < left as usize {
+                self.block += blocks as u32;
+            } else {
+                (self.record, self.block) = (self.record + 1, 1);
+            }
         }
-    }
-
-    #[inline(always)]
-    fn step(&mut self) {
-        let is_last = self.record + 1 == self.counters.len();
-        let blocks = if is_last { self.last } else { self.full };
-        match self.block {
-            0 if is_last => (self.record, self.block) = (0, 1),
-            0 => self.record += 1,
-            block if block < blocks => self.block += 1,
-            _ => (self.record, self.block) = (self.record + 1, 1),
-        }
+        pass.used = lane;
     }
 }
 
@@ -107,8 +159,12 @@ impl<W: Words> Shared<W> {
         nonce: [u8; 4],
     ) -> Self {
         let (words, _) = key.as_chunks();
+        let mut key = [processor.word(0); 8];
+        for (lanes, word) in key.iter_mut().zip(words) {
+            *lanes = processor.word(u32::from_le_bytes(*word));
+        }
         Self {
-            key: array::from_fn(|i| processor.word(u32::from_le_bytes(words[i]))),
+            key,
             nonce: processor.word(u32::from_le_bytes(nonce)),
         }
     }
@@ -119,14 +175,20 @@ impl<W: Words> Shared<W> {
 pub(crate) fn blocks<P: Processor>(
     processor: P,
     shared: &Shared<P::Words>,
-    pass: &Pass,
+    pass: &Pass<P::Words>,
 ) -> [P::Words; 16] {
-    let [c0, c1, c2, c3] = CONSTANTS.map(|word| processor.word(word));
+    let [c0, c1, c2, c3] = CONSTANTS;
+    let [c0, c1, c2, c3] = [
+        processor.word(c0),
+        processor.word(c1),
+        processor.word(c2),
+        processor.word(c3),
+    ];
     let [k0, k1, k2, k3, k4, k5, k6, k7] = shared.key;
-    let block = processor.words(&pass.block);
+    let block = pass.block;
     let n0 = shared.nonce;
-    let n1 = processor.words(&pass.low);
-    let n2 = processor.words(&pass.high);
+    let n1 = pass.low;
+    let n2 = pass.high;
     let start = [
         c0, c1, c2, c3, k0, k1, k2, k3, k4, k5, k6, k7, block, n0, n1, n2,
     ];

@@ -43,6 +43,9 @@ pub(crate) trait Words: Copy + Add<Output = Self> + BitXor<Output = Self> {
 
     fn rotate_left<const BITS: i32>(self) -> Self;
 
+    /// These lanes up to number `lane`, and the others' from there on.
+    fn splice(self, lane: usize, others: Self) -> Self;
+
     /// The words of the lower and of the upper half of the lanes, as numbers of 64 bits.
     fn widen(self) -> [Self::Limbs; 2];
 

@@ -17,6 +17,14 @@ pub(crate) trait Mac<P: Processor>: Copy {
     /// a piece of a message. A piece of zeros without a top changes nothing before a message.
     fn absorb(&mut self, piece: [P::Limbs; 2], top: P::Limbs);
 
+    /// What [`Self::absorb_four`] needs, once for a key.
+    type Powers;
+
+    fn powers(&self) -> Self::Powers;
+
+    /// Absorbs four pieces of a message, one after the other.
+    fn absorb_four(&mut self, powers: &Self::Powers, pieces: [[P::Limbs; 2]; 4]);
+
     /// The tag, as its low and its high half.
     fn finish(self) -> [P::Limbs; 2];
 }
@@ -116,6 +124,19 @@ impl<P: Processor> Mac<P> for Radix26<P> {
         self.h = [d0, d1, d2, d3, d4];
     }
 
+    type Powers = ();
+
+    #[inline(always)]
+    fn powers(&self) {}
+
+    #[inline(always)]
+    fn absorb_four(&mut self, (): &(), pieces: [[P::Limbs; 2]; 4]) {
+        let top = self.processor.limb(1);
+        for piece in pieces {
+            self.absorb(piece, top);
+        }
+    }
+
     #[inline(always)]
     fn finish(self) -> [P::Limbs; 2] {
         // Twice, since the first may carry out of 2^130; what is left is below 2^130.
@@ -140,15 +161,59 @@ impl<P: Processor> Mac<P> for Radix26<P> {
 #[derive(Clone, Copy)]
 pub(crate) struct Radix44<P: Processor> {
     processor: P,
-    /// The sum so far: limbs below 2^44 + 2^8, 2^44 + 2^8 and 2^42.
+    /// The sum so far: limbs below 2^44, 2^44 + 2^9 and 2^42.
     h: [P::Limbs; 3],
-    r: [P::Limbs; 3],
-    /// 20 r, but for the lowest limb: what is carried out of 2^132 comes in again times 4 times 5.
-    r20: [P::Limbs; 2],
+    r: Factor<P::Limbs>,
     s: [P::Limbs; 3],
 }
 
-impl<P: Processor> Radix44<P> {
+/// What is multiplied by: a number with limbs as a sum has them.
+#[derive(Clone, Copy)]
+pub(crate) struct Factor<L> {
+    r: [L; 3],
+    /// 20 r, but for the lowest limb: what is carried out of 2^132 comes in again times 4 times 5. Below
+    /// 2^49.
+    r20: [L; 2],
+}
+
+impl<L: Limbs> Factor<L> {
+    #[inline(always)]
+    fn new(r: [L; 3]) -> Self {
+        let [_, r1, r2] = r;
+        Self {
+            r,
+            r20: [times5(r1).shl::<2>(), times5(r2).shl::<2>()],
+        }
+    }
+}
+
+/// Sums of the low and of the high halves of products, by limb.
+#[derive(Clone, Copy)]
+struct Products<L> {
+    low: [L; 3],
+    high: [L; 3],
+}
+
+impl<L: MulAdd52> Products<L> {
+    /// Adds the product of a number with limbs below 2^45, 2^45 + 2^9 and 2^43, within the 52 bits that
+    /// are multiplied. To each sum come three low halves below 2^52 and three high ones, which are below 2^41
+    /// together, and for the highest limb below 2^38.
+    #[inline(always)]
+    fn add(&mut self, [h0, h1, h2]: [L; 3], factor: &Factor<L>) {
+        let [r0, r1, r2] = factor.r;
+        let [s1, s2] = factor.r20;
+        let rows = [[r0, s2, s1], [r1, r0, s2], [r2, r1, r0]];
+        for ((low, high), [a, b, c]) in self.low.iter_mut().zip(&mut self.high).zip(rows) {
+            *low = low.add_low52(h0, a).add_low52(h1, b).add_low52(h2, c);
+            *high = high.add_high52(h0, a).add_high52(h1, b).add_high52(h2, c);
+        }
+    }
+}
+
+impl<P: Processor> Radix44<P>
+where
+    P::Limbs: MulAdd52,
+{
     const MASK44: u64 = (1 << 44) - 1;
     const MASK42: u64 = (1 << 42) - 1;
 
@@ -160,6 +225,56 @@ impl<P: Processor> Radix44<P> {
             (low.shr::<44>() | high.shl::<20>()) & mask,
             high.shr::<24>(),
         ]
+    }
+
+    /// A piece with what is above it.
+    #[inline(always)]
+    fn topped(processor: P, piece: [P::Limbs; 2], top: P::Limbs) -> [P::Limbs; 3] {
+        let [p0, p1, p2] = Self::limbs(processor, piece);
+        [p0, p1, p2 | top.shl::<40>()]
+    }
+
+    #[inline(always)]
+    fn none(processor: P) -> Products<P::Limbs> {
+        let zeros = [processor.limb(0); 3];
+        Products {
+            low: zeros,
+            high: zeros,
+        }
+    }
+
+    /// The sum of at most four products, with limbs as a sum has them.
+    #[inline(always)]
+    fn reduce(processor: P, products: Products<P::Limbs>) -> [P::Limbs; 3] {
+        // Sums below 2^56 of low halves, and of high ones below 2^43, the highest limb's below 2^40.
+        let Products {
+            low: [l0, l1, l2],
+            high: [u0, u1, u2],
+        } = products;
+        // A high half is worth 2^52, which is 2^8 times the next limb.
+        let mask44 = processor.limb(Self::MASK44);
+        let mask42 = processor.limb(Self::MASK42);
+        let (h0, l1) = (l0 & mask44, l1 + l0.shr::<44>() + u0.shl::<8>());
+        let (h1, l2) = (l1 & mask44, l2 + l1.shr::<44>() + u1.shl::<8>());
+        // Above the highest limb of 42 bits it is 2^10 times what comes in again times 5: below 2^51.
+        let (h2, out) = (l2 & mask42, l2.shr::<42>() + u2.shl::<10>());
+        let h0 = h0 + times5(out);
+        // The carry is below 2^9.
+        let (h0, h1) = (h0 & mask44, h1 + h0.shr::<44>());
+        [h0, h1, h2]
+    }
+
+    #[inline(always)]
+    fn product(processor: P, number: [P::Limbs; 3], factor: &Factor<P::Limbs>) -> [P::Limbs; 3] {
+        let mut products = Self::none(processor);
+        products.add(number, factor);
+        Self::reduce(processor, products)
+    }
+
+    #[inline(always)]
+    fn plus(self, [p0, p1, p2]: [P::Limbs; 3]) -> [P::Limbs; 3] {
+        let [h0, h1, h2] = self.h;
+        [h0 + p0, h1 + p1, h2 + p2]
     }
 
     /// One chain of carries, from the lowest limb to what leaves the highest.
@@ -179,46 +294,44 @@ where
 {
     #[inline(always)]
     fn new(processor: P, r: [P::Limbs; 2], s: [P::Limbs; 2]) -> Self {
-        let r = Self::limbs(processor, clamp(processor, r));
-        let [_, r1, r2] = r;
         Self {
             processor,
             h: [processor.limb(0); 3],
-            r,
-            r20: [times5(r1).shl::<2>(), times5(r2).shl::<2>()],
+            r: Factor::new(Self::limbs(processor, clamp(processor, r))),
             s: Self::limbs(processor, s),
         }
     }
 
     #[inline(always)]
     fn absorb(&mut self, piece: [P::Limbs; 2], top: P::Limbs) {
-        let [p0, p1, p2] = Self::limbs(self.processor, piece);
-        let [h0, h1, h2] = self.h;
-        // Below 2^45 + 2^8 each, within the 52 bits that are multiplied.
-        let h0 = h0 + p0;
-        let h1 = h1 + p1;
-        let h2 = h2 + (p2 | top.shl::<40>());
+        let piece = Self::topped(self.processor, piece, top);
+        self.h = Self::product(self.processor, self.plus(piece), &self.r);
+    }
 
-        let [r0, r1, r2] = self.r;
-        // Below 2^49.
-        let [s1, s2] = self.r20;
-        let zero = self.processor.limb(0);
-        let h = [h0, h1, h2];
-        // Sums below 2^54 of low halves, and below 2^44 of high ones.
-        let (l0, u0) = products(zero, h, [r0, s2, s1]);
-        let (l1, u1) = products(zero, h, [r1, r0, s2]);
-        let (l2, u2) = products(zero, h, [r2, r1, r0]);
+    /// From `r` to its fourth power.
+    type Powers = [Factor<P::Limbs>; 4];
 
-        // A high half is worth 2^52, which is 2^8 times the next limb.
-        let mask44 = self.processor.limb(Self::MASK44);
-        let mask42 = self.processor.limb(Self::MASK42);
-        let (h0, l1) = (l0 & mask44, l1 + l0.shr::<44>() + u0.shl::<8>());
-        let (h1, l2) = (l1 & mask44, l2 + l1.shr::<44>() + u1.shl::<8>());
-        // Above the highest limb of 42 bits it is 2^10 times what comes in again times 5.
-        let (h2, out) = (l2 & mask42, l2.shr::<42>() + u2.shl::<10>());
-        let h0 = h0 + times5(out);
-        let (h0, h1) = (h0 & mask44, h1 + h0.shr::<44>());
-        self.h = [h0, h1, h2];
+    #[inline(always)]
+    fn powers(&self) -> Self::Powers {
+        let mut powers = [self.r; 4];
+        for i in 1..powers.len() {
+            let power = Self::product(self.processor, powers[i - 1].r, &self.r);
+            powers[i] = Factor::new(power);
+        }
+        powers
+    }
+
+    /// Their products with four powers have one reduction together.
+    #[inline(always)]
+    fn absorb_four(&mut self, powers: &Self::Powers, pieces: [[P::Limbs; 2]; 4]) {
+        let top = self.processor.limb(1);
+        let mut products = Self::none(self.processor);
+        for (i, (piece, power)) in pieces.into_iter().zip(powers.iter().rev()).enumerate() {
+            let piece = Self::topped(self.processor, piece, top);
+            let number = if i == 0 { self.plus(piece) } else { piece };
+            products.add(number, power);
+        }
+        self.h = Self::reduce(self.processor, products);
     }
 
     #[inline(always)]
@@ -231,17 +344,6 @@ where
         let ([h0, h1, h2], _) = self.carry([h0 + times5(out) + s0, h1 + s1, h2 + s2]);
         [h0 | h1.shl::<44>(), h1.shr::<20>() | h2.shl::<24>()]
     }
-}
-
-/// The sums of the low and of the high halves of three products.
-#[inline(always)]
-fn products<L: MulAdd52>(zero: L, [a0, a1, a2]: [L; 3], [b0, b1, b2]: [L; 3]) -> (L, L) {
-    let low = zero.add_low52(a0, b0).add_low52(a1, b1).add_low52(a2, b2);
-    let high = zero
-        .add_high52(a0, b0)
-        .add_high52(a1, b1)
-        .add_high52(a2, b2);
-    (low, high)
 }
 
 #[inline(always)]
