@@ -200,9 +200,17 @@ impl Implementation {
         let ours = Key::with(bytes, self);
         let library = Key::with(bytes, Self::LIBRARY);
         // Groups that are full and not; texts of every number of pieces that Poly1305 takes at once, with
-        // and without a last block that is not whole; and a last record that is shorter.
-        [(8, 112, 112), (21, 64, 1), (8, 203, 130)].iter().all(
-            |&(records, text_len, last_len): &(usize, usize, usize)| {
+        // and without a last block that is not whole; a last record that is shorter; and texts that are
+        // long enough for powers of the keys (`POWERS_FROM`), in one and in two vectors of them.
+        let runs = [
+            (8, 112, 112),
+            (21, 64, 1),
+            (8, 203, 130),
+            (8, 300, 300),
+            (16, 336, 300),
+        ];
+        runs.iter()
+            .all(|&(records, text_len, last_len): &(usize, usize, usize)| {
                 let stride = text_len + TAG_LEN;
                 let len = (records - 1) * stride + last_len + TAG_LEN;
                 let plain: Vec<u8> = (0..len).map(|i| (i * 7) as u8).collect();
@@ -227,8 +235,7 @@ impl Implementation {
                         let text = plain.len() - TAG_LEN;
                         sealed[..text] == plain[..text]
                     })
-            },
-        )
+            })
     }
 }
 
@@ -238,7 +245,7 @@ impl Implementation {
 #[cfg(target_arch = "x86_64")]
 #[inline(never)]
 fn wipe_stack() {
-    let mut left = [0_u8; 10 << 10];
+    let mut left = [0_u8; 12 << 10];
     hint::black_box(&mut left);
 }
 

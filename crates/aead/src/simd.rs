@@ -486,7 +486,8 @@ fn join512(low: __m256i, high: __m256i) -> __m512i {
 }
 
 /// Turns words around in two steps: four words of four lanes become four words of one lane, and
-/// four such quarters become a block.
+/// four such quarters become a block. In loops, since a closure is not always inlined into what has the
+/// instructions, and each of them is a call then.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn interleave256(words: &[Words256; 16], blocks: &mut Keystream) {

@@ -6,8 +6,9 @@
 //!    first half is the record's one-time key for Poly1305, then the blocks that encrypt the texts,
 //!    record after record. Each pass makes one block in every lane (`chacha20.rs`).
 //! 2. The one-time keys lie lane by lane in the first pass already. Poly1305 goes through the
-//!    ciphertexts with one record in each lane, so that nothing depends on how long a record is and
-//!    no power of a key is needed (`poly1305.rs`).
+//!    ciphertexts with one record in each lane, so that no lane waits for another (`poly1305.rs`). Where the
+//!    arithmetic gains by it, four pieces at once are multiplied by powers of the key, from texts of
+//!    `POWERS_FROM` pieces on.
 //! 3. When sealing, 2 follows 1 and yields the tags. When opening, 2 comes before all but the first
 //!    pass of 1, and only texts whose tags are right are decrypted at all.
 //!

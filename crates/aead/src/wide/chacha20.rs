@@ -31,7 +31,7 @@ pub(crate) struct Schedule<'a> {
     /// Blocks of every text but the last, and of the last.
     full: u32,
     last: u32,
-    /// What the next lane makes.
+    /// What the next lane makes; before the first pass it is block 0.
     record: usize,
     block: u32,
 }
@@ -159,6 +159,7 @@ impl<W: Words> Shared<W> {
         nonce: [u8; 4],
     ) -> Self {
         let (words, _) = key.as_chunks();
+        // Not by a closure, which is not always inlined into what has the instructions.
         let mut key = [processor.word(0); 8];
         for (lanes, word) in key.iter_mut().zip(words) {
             *lanes = processor.word(u32::from_le_bytes(*word));

@@ -10,15 +10,15 @@ pub(crate) const PIECE_LEN: usize = 16;
 
 /// A Poly1305 in each lane, of one-time keys `r` and `s`.
 pub(crate) trait Mac<P: Processor>: Copy {
+    /// What [`Self::absorb_four`] needs, once for a key.
+    type Powers;
+
     /// `r`, not clamped yet, and `s`, each as its low and its high half.
     fn new(processor: P, r: [P::Limbs; 2], s: [P::Limbs; 2]) -> Self;
 
     /// Absorbs a piece, given as its low and its high half, and as `top` what is above them: 1 for
     /// a piece of a message. A piece of zeros without a top changes nothing before a message.
     fn absorb(&mut self, piece: [P::Limbs; 2], top: P::Limbs);
-
-    /// What [`Self::absorb_four`] needs, once for a key.
-    type Powers;
 
     fn powers(&self) -> Self::Powers;
 
@@ -78,6 +78,9 @@ impl<P: Processor> Radix26<P> {
 }
 
 impl<P: Processor> Mac<P> for Radix26<P> {
+    /// None: what a reduction costs is less beside 25 products.
+    type Powers = ();
+
     #[inline(always)]
     fn new(processor: P, r: [P::Limbs; 2], s: [P::Limbs; 2]) -> Self {
         let r = Self::limbs(processor, clamp(processor, r));
@@ -123,8 +126,6 @@ impl<P: Processor> Mac<P> for Radix26<P> {
         let (d4, d3) = (d4 + d3.shr::<26>(), d3 & mask);
         self.h = [d0, d1, d2, d3, d4];
     }
-
-    type Powers = ();
 
     #[inline(always)]
     fn powers(&self) {}
@@ -235,7 +236,7 @@ where
     }
 
     #[inline(always)]
-    fn none(processor: P) -> Products<P::Limbs> {
+    fn zero(processor: P) -> Products<P::Limbs> {
         let zeros = [processor.limb(0); 3];
         Products {
             low: zeros,
@@ -266,7 +267,7 @@ where
 
     #[inline(always)]
     fn product(processor: P, number: [P::Limbs; 3], factor: &Factor<P::Limbs>) -> [P::Limbs; 3] {
-        let mut products = Self::none(processor);
+        let mut products = Self::zero(processor);
         products.add(number, factor);
         Self::reduce(processor, products)
     }
@@ -292,6 +293,9 @@ impl<P: Processor> Mac<P> for Radix44<P>
 where
     P::Limbs: MulAdd52,
 {
+    /// From `r` to its fourth power.
+    type Powers = [Factor<P::Limbs>; 4];
+
     #[inline(always)]
     fn new(processor: P, r: [P::Limbs; 2], s: [P::Limbs; 2]) -> Self {
         Self {
@@ -308,9 +312,6 @@ where
         self.h = Self::product(self.processor, self.plus(piece), &self.r);
     }
 
-    /// From `r` to its fourth power.
-    type Powers = [Factor<P::Limbs>; 4];
-
     #[inline(always)]
     fn powers(&self) -> Self::Powers {
         let mut powers = [self.r; 4];
@@ -325,7 +326,7 @@ where
     #[inline(always)]
     fn absorb_four(&mut self, powers: &Self::Powers, pieces: [[P::Limbs; 2]; 4]) {
         let top = self.processor.limb(1);
-        let mut products = Self::none(self.processor);
+        let mut products = Self::zero(self.processor);
         for (i, (piece, power)) in pieces.into_iter().zip(powers.iter().rev()).enumerate() {
             let piece = Self::topped(self.processor, piece, top);
             let number = if i == 0 { self.plus(piece) } else { piece };
