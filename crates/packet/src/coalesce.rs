@@ -9,7 +9,7 @@
 //! flow's last one. Fragments, other protocols and whatever else shows no ports close every run
 //! between their two addresses, since they may belong to any of them.
 //!
-//! The kernel takes the content of a joined packet for verified, so each packet's checksums are
+//! The kernel takes the content of a joined packet for verified, so the checksums that a packet has are
 //! verified before it joins: what a peer sent broken must not come out repaired. A packet that
 //! stays alone is written as it is, and the kernel verifies it as ever.
 //!
@@ -18,7 +18,11 @@
 //! DF, flow label, and in TCP's acknowledgement, window, flags but PSH and FIN, and options; with
 //! consecutive ids and sequence; of the first one's size, where a shorter one, PSH or FIN ends
 //! the run. Left out on purpose: IPv4 options and IPv6 extension headers (the kernel's own GRO
-//! declines most of them), SYN, RST, URG, CWR, UDP without checksum.
+//! declines most of them), SYN, RST, URG, CWR, UDP without checksum over IPv6.
+//!
+//! UDP without checksum over IPv4, which is most of VXLAN, is the one exception to the very same bytes: a
+//! TUN takes large UDP packets only with a checksum to be finished, so it comes out with the right one
+//! where it was joined. The kernel's own GRO declines it.
 
 use std::ops::Range;
 
@@ -379,7 +383,10 @@ impl Candidate {
                     return None;
                 }
                 let whole = usize::from(be16(header, 4)) == header.len();
-                let role = if whole && header.len() > 8 && be16(header, 6) != 0 {
+                // What has no checksum comes out with one. Over IPv6 that would make acceptable what
+                // all but some tunnels have to drop (RFC 8200, section 8.1).
+                let joins = be16(header, 6) != 0 || version == Version::V4;
+                let role = if whole && header.len() > 8 && joins {
                     Role::Any
                 } else {
                     Role::Alone
@@ -433,7 +440,7 @@ impl Shape {
             && self.addresses(bytes) == other.addresses(other_bytes)
     }
 
-    /// Whether all checksums are right, in the form in which cutting would write them.
+    /// Whether all checksums that there are are right, in the form in which cutting would write them.
     ///
     /// The one's complement has two zeros: a sum may be right and still not be what comes out
     /// of computing it. Such a packet stays alone.
@@ -445,6 +452,9 @@ impl Shape {
         }
         if self.protocol == TCP && be16(bytes, self.transport + 16) == 0xffff {
             return false;
+        }
+        if self.protocol == UDP && be16(bytes, self.transport + 6) == 0 {
+            return true;
         }
         self.pseudo(bytes, self.len)
             .bytes(&bytes[self.transport..])
@@ -490,11 +500,11 @@ impl Run {
         if !ip {
             return false;
         }
-        if own.protocol == UDP {
-            return true;
-        }
         let first = &first[own.transport..own.payload];
         let next = &bytes[shape.transport..shape.payload];
+        if own.protocol == UDP {
+            return (be16(first, 6) == 0) == (be16(next, 6) == 0);
+        }
         be32(first, 4).wrapping_add(self.payload as u32) == be32(next, 4)
             // Acknowledgement, length of the header and the flag beside it.
             && first[8..13] == next[8..13]
@@ -540,6 +550,7 @@ impl Run {
             gso_size: self.size() as u16,
             csum_start: transport as u16,
             csum_offset: field as u16,
+            ..Header::NONE
         }
     }
 }
@@ -788,14 +799,37 @@ mod tests {
     }
 
     #[test]
-    fn udp_without_checksum_and_without_payload_is_not_joined() {
-        let mut packets = stream(&Flow::udp4(), 300, 100);
+    fn udp_without_checksum_over_ipv6_and_without_payload_is_not_joined() {
+        let mut packets = stream(&Flow::udp6(), 300, 100);
         for packet in &mut packets {
-            put16(packet, 26, 0);
+            put16(packet, 46, 0);
         }
         assert_eq!(joined(&packets), [1, 1, 1]);
         let flow = Flow::udp6();
         assert_eq!(joined(&[flow.packet(&[]), flow.packet(&[])]), [1, 1]);
+    }
+
+    #[test]
+    fn udp_without_checksum_over_ipv4_is_joined_and_gets_the_right_one() {
+        let packets = stream(&Flow::udp4(), 300, 100);
+        let without = |packet: &Vec<u8>| {
+            let mut packet = packet.clone();
+            put16(&mut packet, 26, 0);
+            packet
+        };
+        let bare: Vec<Vec<u8>> = packets.iter().map(without).collect();
+        let writes = coalesce(&mut Coalescer::new(BOTH), &bare);
+        assert_eq!(writes.len(), 1);
+        assert_eq!(cut(&writes), packets);
+        // One alone stays as it is, and the two kinds do not join.
+        let writes = coalesce(&mut Coalescer::new(BOTH), &bare[..1]);
+        assert_eq!(cut(&writes), bare[..1]);
+        let mixed = [bare[0].clone(), packets[1].clone(), bare[2].clone()];
+        assert_eq!(joined(&mixed), [1, 1, 1]);
+        // What is said of its length is believed no more than with a checksum.
+        let mut short = bare.clone();
+        put16(&mut short[1], 24, 107);
+        assert_eq!(joined(&short), [1, 1, 1]);
     }
 
     #[test]
@@ -944,14 +978,26 @@ mod tests {
     /// What a peer may do to a flow between two packets, or instead of one.
     #[derive(Debug, Clone, Copy)]
     enum Event {
-        Data { len: usize },
-        Flags { flags: u8, len: usize },
+        Data {
+            len: usize,
+        },
+        Flags {
+            flags: u8,
+            len: usize,
+        },
         Tos(u8),
         Gap,
-        Break { len: usize, at: usize },
+        Break {
+            len: usize,
+            at: usize,
+        },
         Fragment,
         Options,
         Junk,
+        /// Without a checksum, where that may be.
+        Bare {
+            len: usize,
+        },
     }
 
     fn events() -> impl Strategy<Value = Vec<(usize, Event)>> {
@@ -974,6 +1020,7 @@ mod tests {
             1 => Just(Event::Fragment),
             1 => Just(Event::Options),
             1 => Just(Event::Junk),
+            4 => prop::sample::select(vec![1usize, 100, 100, 100]).prop_map(|len| Event::Bare { len }),
         ];
         prop::collection::vec((0..24usize, event), 0..120)
     }
@@ -1004,6 +1051,13 @@ mod tests {
                     flow.flags = flags;
                     (flow.packet(&vec![fill; len]), len)
                 }
+                Event::Bare { len } => {
+                    let mut packet = flow.packet(&vec![fill; len]);
+                    if flow.udp {
+                        put16(&mut packet, flow.headers() - 2, 0);
+                    }
+                    (packet, len)
+                }
                 Event::Tos(tos) => {
                     flow.tos = tos;
                     continue;
@@ -1019,6 +1073,10 @@ mod tests {
                     let from = flow.headers() - 4;
                     let at = from + at % (packet.len() - from);
                     packet[at] ^= 0x55;
+                    if flow.udp && be16(&packet, flow.headers() - 2) == 0 {
+                        // No checksum at all is not a wrong one.
+                        packet[at] ^= 0xff;
+                    }
                     (packet, len)
                 }
                 Event::Fragment if !flow.v6 => {
@@ -1047,14 +1105,31 @@ mod tests {
         packets
     }
 
+    /// With a checksum, if it is UDP without one over IPv4 that may have been joined.
+    fn summed(mut packet: Vec<u8>) -> Vec<u8> {
+        let is_bare = packet[0] == 0x45 && packet[9] == UDP && packet[26..28] == [0, 0];
+        if is_bare && be16(&packet, 6) & 0x3fff == 0 {
+            let sum = pseudo(&packet[12..20], UDP)
+                .word((packet.len() - V4_HEADER) as u16)
+                .bytes(&packet[V4_HEADER..]);
+            put16(&mut packet, 26, sum.udp_checksum());
+        }
+        packet
+    }
+
     proptest! {
         #[test]
         fn every_flow_comes_out_byte_for_byte_and_in_order(events in events(), tcp: bool, udp: bool) {
             let input = packets(&events);
             let bytes: Vec<Vec<u8>> = input.iter().map(|(_, _, packet)| packet.clone()).collect();
             let writes = coalesce(&mut Coalescer::new(Merge { tcp, udp }), &bytes);
-            let output = cut(&writes);
+            for write in &writes {
+                // What stays alone is as it was.
+                prop_assert!(write.joined > 1 || bytes.contains(&write.packet));
+            }
+            let output: Vec<Vec<u8>> = cut(&writes).into_iter().map(summed).collect();
             prop_assert_eq!(output.len(), bytes.len());
+            let input: Vec<_> = input.into_iter().map(|(p, f, bytes)| (p, f, summed(bytes))).collect();
 
             // Equal packets belong to the same flow, so a packet tells where it belongs.
             let belongs = |packet: &Vec<u8>| {
