@@ -103,6 +103,7 @@ impl Kind {
             gso_size: if count == 1 { 0 } else { size as u16 },
             csum_start: transport as u16,
             csum_offset: csum_offset as u16,
+            ..vnet::Header::NONE
         };
         (header, packet)
     }

@@ -129,6 +129,7 @@ fn open_tun(settings: &Settings, fd: Option<OwnedFd>) -> anyhow::Result<warren_t
         queues: (tuning.workers).unwrap_or_else(warren_engine::default_workers),
         offload: !tuning.no_tun_offload,
         udp_offload: !tuning.no_uso,
+        tunnel_offload: !tuning.no_tunnel_offload,
         multi_queue: !tuning.no_multi_queue,
         steering: !tuning.no_steering,
         persist: false,

@@ -49,6 +49,7 @@ pub(crate) struct Tuning {
     pub(crate) mtu: Option<u32>,
     pub(crate) no_tun_offload: bool,
     pub(crate) no_uso: bool,
+    pub(crate) no_tunnel_offload: bool,
     pub(crate) no_multi_queue: bool,
     pub(crate) no_steering: bool,
     pub(crate) no_udp_segmentation: bool,
@@ -177,6 +178,8 @@ impl Settings {
                 no_tun_offload: tuning.no_tun_offload
                     || environment.switch("WARREN_NO_TUN_OFFLOAD")?,
                 no_uso: tuning.no_uso || environment.switch("WARREN_NO_USO")?,
+                no_tunnel_offload: tuning.no_tunnel_offload
+                    || environment.switch("WARREN_NO_TUNNEL_OFFLOAD")?,
                 no_multi_queue: tuning.no_multi_queue
                     || environment.switch("WARREN_NO_MULTI_QUEUE")?,
                 no_steering: tuning.no_steering || environment.switch("WARREN_NO_STEERING")?,
@@ -275,6 +278,10 @@ struct TuningArguments {
     /// No large UDP packets from and to the interface [WARREN_NO_USO]
     #[arg(long)]
     no_uso: bool,
+
+    /// No large packets within VXLAN or Geneve from the interface [WARREN_NO_TUNNEL_OFFLOAD]
+    #[arg(long)]
+    no_tunnel_offload: bool,
 
     /// An interface with a single queue [WARREN_NO_MULTI_QUEUE]
     #[arg(long)]
@@ -515,6 +522,7 @@ mod tests {
             mtu: Some(1280),
             no_tun_offload: true,
             no_uso: true,
+            no_tunnel_offload: true,
             no_multi_queue: true,
             no_steering: true,
             no_udp_segmentation: true,
@@ -522,8 +530,8 @@ mod tests {
             aead: Aead::Library,
         };
         let by_option = read(
-            "--workers 4 --joined --mtu 1280 --no-tun-offload --no-uso --no-multi-queue \
-             --no-steering --no-udp-segmentation --no-udp-receive-offload \
+            "--workers 4 --joined --mtu 1280 --no-tun-offload --no-uso --no-tunnel-offload \
+             --no-multi-queue --no-steering --no-udp-segmentation --no-udp-receive-offload \
              --aead library wg0",
             &[],
         );
@@ -536,6 +544,7 @@ mod tests {
                 ("WARREN_MTU", "1280"),
                 ("WARREN_NO_TUN_OFFLOAD", "1"),
                 ("WARREN_NO_USO", "yes"),
+                ("WARREN_NO_TUNNEL_OFFLOAD", "1"),
                 ("WARREN_NO_MULTI_QUEUE", "true"),
                 ("WARREN_NO_STEERING", "1"),
                 ("WARREN_NO_UDP_SEGMENTATION", "1"),
@@ -606,6 +615,7 @@ mod tests {
             "WARREN_MTU",
             "WARREN_NO_TUN_OFFLOAD",
             "WARREN_NO_USO",
+            "WARREN_NO_TUNNEL_OFFLOAD",
             "WARREN_NO_MULTI_QUEUE",
             "WARREN_NO_STEERING",
             "WARREN_NO_UDP_SEGMENTATION",

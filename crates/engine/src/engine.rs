@@ -344,6 +344,7 @@ impl Engine {
             ("tun_offload_header", tun.vnet_header),
             ("tun_tcp_offload", tun.tcp_offload),
             ("tun_udp_offload", tun.udp_offload),
+            ("tun_tunnel_offload", tun.tunnel_offload),
             ("tun_steering", tun.steering),
         ]);
         if sockets.is_open() {

@@ -8,6 +8,10 @@
 //! - the TCP sequence number advances; FIN and PSH are on the last segment only, CWR on the first
 //! - the UDP length is that of each segment, a UDP checksum of 0 is written as 0xffff
 //! - the checksum field arrives with the sum of the pseudo-header, with the length of the whole
+//!
+//! In a UDP tunnel (VXLAN, Geneve) all of this is so for what is inside, and each segment has the outer
+//! headers in front of it, with lengths, id and, if there is one, checksum of its own, as
+//! `__skb_udp_tunnel_segment` does it.
 
 use thiserror::Error;
 
@@ -47,6 +51,9 @@ pub enum Malformed {
     /// The part to be summed, or its checksum, is not where it could be.
     #[error("the checksum lies outside of the packet or of its header")]
     Checksum,
+    /// What is to be cut in a UDP tunnel is no packet behind its outer headers, to the end.
+    #[error("the inner packet is not where it could be")]
+    Tunnel,
     /// The packet is longer than any can be.
     #[error("the packet is too long")]
     TooLong,
@@ -68,11 +75,34 @@ enum Kind {
     Unfinished { start: usize, field: usize },
     /// To be cut.
     Cut(Cut),
+    /// To be cut within a UDP tunnel.
+    Tunnel(Tunnel),
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Tunnel {
+    outer: Ip,
+    /// Where the outer UDP header begins.
+    transport: usize,
+    /// Of pseudo-header and ports, if there is to be a checksum.
+    sum: Option<Sum>,
+    /// Where the inner packet begins.
+    inner: usize,
+    /// Of the inner packet.
+    cut: Cut,
+}
+
+/// What differs between the IP headers of segments.
+#[derive(Debug, Clone, Copy)]
+struct Ip {
+    version: Version,
+    /// Of the IPv4 header without total length, id and checksum.
+    sum: Sum,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Cut {
-    version: Version,
+    ip: Ip,
     protocol: Protocol,
     /// Where the transport header begins.
     transport: usize,
@@ -80,8 +110,6 @@ struct Cut {
     payload: usize,
     /// Payload of each segment but the last.
     size: usize,
-    /// Of the IPv4 header without total length, id and checksum.
-    ip_sum: Sum,
     /// Of pseudo-header and transport header without what differs between segments: lengths,
     /// checksum, sequence number, flags.
     transport_sum: Sum,
@@ -122,12 +150,18 @@ impl<'a> Segments<'a> {
             });
         }
         let packet = Packet::parse(packet)?;
-        let cut = Cut::new(header, &packet)?;
-        let payload = packet.bytes().len() - cut.payload;
+        let (kind, count) = if header.gso_type & vnet::GSO_UDP_TUNNEL == 0 {
+            let cut = Cut::new(header, &packet)?;
+            (Kind::Cut(cut), cut.count(packet.bytes()))
+        } else {
+            let tunnel = Tunnel::new(header, &packet)?;
+            let count = tunnel.cut.count(&packet.bytes()[tunnel.inner..]);
+            (Kind::Tunnel(tunnel), count)
+        };
         Ok(Self {
             packet: packet.bytes(),
-            count: payload.div_ceil(cut.size).max(1),
-            kind: Kind::Cut(cut),
+            count,
+            kind,
         })
     }
 
@@ -140,7 +174,11 @@ impl<'a> Segments<'a> {
     pub fn len(&self, index: usize) -> usize {
         match &self.kind {
             Kind::Whole | Kind::Unfinished { .. } => self.packet.len(),
-            Kind::Cut(cut) => cut.payload + cut.range(self.packet, index).len(),
+            Kind::Cut(cut) => cut.len(self.packet, index),
+            Kind::Tunnel(tunnel) => {
+                let inner = &self.packet[tunnel.inner..];
+                tunnel.inner + tunnel.cut.len(inner, index)
+            }
         }
     }
 
@@ -166,8 +204,111 @@ impl<'a> Segments<'a> {
                 put16(out, *field, sum);
             }
             Kind::Cut(cut) => cut.copy_into(self.packet, index, index + 1 == self.count, out),
+            Kind::Tunnel(tunnel) => {
+                tunnel.copy_into(self.packet, index, index + 1 == self.count, out);
+            }
         }
         len
+    }
+}
+
+impl Ip {
+    fn new(packet: &Packet<'_>) -> Self {
+        let bytes = packet.bytes();
+        let version = packet.version();
+        let sum = match version {
+            Version::V4 => Sum::of(&bytes[..packet.header_len()])
+                .without(be16(bytes, 2))
+                .without(be16(bytes, 4))
+                .without(be16(bytes, 10)),
+            Version::V6 => Sum::ZERO,
+        };
+        Self { version, sum }
+    }
+
+    /// Make `header`, which is that of the whole, the one of segment `index`, of `total` bytes.
+    fn write(&self, header: &mut [u8], index: usize, total: usize) {
+        match self.version {
+            Version::V4 => {
+                let id = be16(header, 4).wrapping_add(index as u16);
+                put16(header, 2, total as u16);
+                put16(header, 4, id);
+                let sum = self.sum.word(total as u16).word(id);
+                put16(header, 10, sum.checksum());
+            }
+            Version::V6 => put16(header, 4, (total - ip::V6_HEADER) as u16),
+        }
+    }
+}
+
+impl Tunnel {
+    fn new(header: Header, packet: &Packet<'_>) -> Result<Self, Malformed> {
+        let bytes = packet.bytes();
+        let version = match header.gso_type & vnet::GSO_UDP_TUNNEL {
+            vnet::GSO_UDP_TUNNEL_IPV4 => Version::V4,
+            vnet::GSO_UDP_TUNNEL_IPV6 => Version::V6,
+            _ => return Err(Malformed::GsoType(header.gso_type)),
+        };
+        let transport = packet.transport().ok_or(Malformed::Transport)?;
+        if packet.version() != version
+            || transport.protocol != ip::UDP
+            || transport.fragment != Fragment::No
+        {
+            return Err(Malformed::Protocol);
+        }
+        let transport = transport.offset;
+        let inner = usize::from(header.inner_network);
+        if transport != usize::from(header.outer_transport)
+            || inner < transport + UDP_HEADER
+            || inner > bytes.len()
+        {
+            return Err(Malformed::Tunnel);
+        }
+        let inner_packet = Packet::parse(&bytes[inner..])?;
+        if inner_packet.bytes().len() != bytes.len() - inner {
+            return Err(Malformed::Tunnel);
+        }
+        let csum_start = header.csum_start.checked_sub(header.inner_network);
+        let inner_header = Header {
+            gso_type: header.gso_type & !vnet::GSO_UDP_TUNNEL,
+            csum_start: csum_start.ok_or(Malformed::Checksum)?,
+            ..header
+        };
+        let cut = Cut::new(inner_header, &inner_packet).map_err(|reason| match reason {
+            Malformed::GsoType(_) => Malformed::GsoType(header.gso_type),
+            reason => reason,
+        })?;
+        let has_checksum = header.flags & vnet::UDP_TUNNEL_CSUM != 0;
+        Ok(Self {
+            outer: Ip::new(packet),
+            transport,
+            // As for what is inside: the sum that is there, less the length of the whole.
+            sum: has_checksum.then(|| {
+                Sum::ZERO
+                    .word(be16(bytes, transport + UDP_CHECKSUM))
+                    .without((bytes.len() - transport) as u16)
+                    .bytes(&bytes[transport..transport + 4])
+            }),
+            inner,
+            cut,
+        })
+    }
+
+    fn copy_into(&self, packet: &[u8], index: usize, last: bool, out: &mut [u8]) {
+        let (outer, inner) = out.split_at_mut(self.inner);
+        outer.copy_from_slice(&packet[..self.inner]);
+        self.cut
+            .copy_into(&packet[self.inner..], index, last, inner);
+
+        self.outer.write(out, index, out.len());
+        let (_, datagram) = out.split_at_mut(self.transport);
+        let len = datagram.len() as u16;
+        put16(datagram, 4, len);
+        if let Some(sum) = self.sum {
+            // In one piece, since what is in front of the inner packet may be of odd length.
+            let sum = sum.word(len).word(len).bytes(&datagram[UDP_HEADER..]);
+            put16(datagram, UDP_CHECKSUM, sum.udp_checksum());
+        }
     }
 }
 
@@ -238,22 +379,24 @@ impl Cut {
                 (Protocol::Udp { checksum }, pseudo.plus(ports))
             }
         };
-        let ip_sum = match version {
-            Version::V4 => Sum::of(&bytes[..packet.header_len()])
-                .without(be16(bytes, 2))
-                .without(be16(bytes, 4))
-                .without(be16(bytes, 10)),
-            Version::V6 => Sum::ZERO,
-        };
         Ok(Self {
-            version,
+            ip: Ip::new(packet),
             protocol,
             transport: start,
             payload,
             size: usize::from(header.gso_size),
-            ip_sum,
             transport_sum,
         })
+    }
+
+    /// How many segments `packet` has.
+    fn count(&self, packet: &[u8]) -> usize {
+        (packet.len() - self.payload).div_ceil(self.size).max(1)
+    }
+
+    /// Length of a segment.
+    fn len(&self, packet: &[u8], index: usize) -> usize {
+        self.payload + self.range(packet, index).len()
     }
 
     /// Where in the packet the payload of a segment is.
@@ -268,17 +411,7 @@ impl Cut {
         payload.copy_from_slice(&packet[self.range(packet, index)]);
 
         let total = headers.len() + payload.len();
-        match self.version {
-            Version::V4 => {
-                let id = be16(headers, 4).wrapping_add(index as u16);
-                put16(headers, 2, total as u16);
-                put16(headers, 4, id);
-                let sum = self.ip_sum.word(total as u16).word(id);
-                put16(headers, 10, sum.checksum());
-            }
-            Version::V6 => put16(headers, 4, (total - ip::V6_HEADER) as u16),
-        }
-
+        self.ip.write(headers, index, total);
         let transport_len = (total - self.transport) as u16;
         let header = &mut headers[self.transport..];
         let sum = self.transport_sum.word(transport_len);
@@ -355,6 +488,99 @@ mod tests {
                 );
             }
         }
+    }
+
+    /// What a TUN delivers for a large packet in a UDP tunnel, and its segments, each built as if sent
+    /// alone. `between` is what is in front of the inner packet.
+    fn tunnelled(
+        outer: &Flow,
+        between: &[u8],
+        checksum: bool,
+        (inner_flow, payload, size): (&Flow, usize, u16),
+    ) -> (Header, Vec<u8>, Vec<Vec<u8>>) {
+        let (inner_header, inner) = large(inner_flow, payload, size);
+        let wrap = |index: usize, inner: &[u8]| {
+            let mut outer = outer.clone();
+            outer.id = outer.id.wrapping_add(index as u16);
+            let mut packet = outer.packet(&[between, inner].concat());
+            if !checksum {
+                put16(&mut packet, outer.headers() - 2, 0);
+            }
+            packet
+        };
+        let at = outer.headers() + between.len();
+        let tunnel = if outer.v6 {
+            vnet::GSO_UDP_TUNNEL_IPV6
+        } else {
+            vnet::GSO_UDP_TUNNEL_IPV4
+        };
+        let header = Header {
+            flags: vnet::NEEDS_CSUM | if checksum { vnet::UDP_TUNNEL_CSUM } else { 0 },
+            gso_type: inner_header.gso_type | tunnel,
+            hdr_len: inner_header.hdr_len + at as u16,
+            csum_start: inner_header.csum_start + at as u16,
+            outer_transport: outer.headers() as u16 - 8,
+            inner_network: at as u16,
+            ..inner_header
+        };
+        let segments = testing::naive_segments(inner_flow, &inner, usize::from(size));
+        let segments = segments.iter().enumerate();
+        let segments = segments.map(|(index, inner)| wrap(index, inner)).collect();
+        let mut whole = testing::large(outer, &[between, &inner[..]].concat(), size).1;
+        if !checksum {
+            put16(&mut whole, outer.headers() - 2, 0);
+        }
+        (header, whole, segments)
+    }
+
+    #[test]
+    fn segments_in_a_udp_tunnel_agree_with_the_naive_model() {
+        for outer in Flow::samples().iter().filter(|flow| flow.udp) {
+            for inner in Flow::samples() {
+                for checksum in [false, true] {
+                    // VXLAN and Ethernet, and what no tunnel has, of odd length.
+                    for between in [22, 0, 7] {
+                        let between: Vec<u8> = (1..=between).collect();
+                        let load = (&inner, 5000, 1318);
+                        let (header, packet, segments) = tunnelled(outer, &between, checksum, load);
+                        assert_eq!(segments.len(), 4);
+                        assert_eq!(all(header, &packet), segments, "{outer:?} {inner:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_header_that_does_not_fit_its_tunnel_is_malformed_by_name() {
+        let load = (&Flow::tcp6(), 3000, 1000);
+        let (good, packet, _) = tunnelled(&Flow::udp4(), &[1; 22], true, load);
+        let refusal = |change: fn(&mut Header), packet: &[u8]| {
+            let mut header = good;
+            change(&mut header);
+            Segments::new(header, packet).err()
+        };
+        assert_eq!(refusal(|_| (), &packet), None);
+        type Case = (fn(&mut Header), Malformed);
+        let cases: [Case; 8] = [
+            (|h| h.outer_transport = 21, Malformed::Tunnel),
+            (|h| h.inner_network = 27, Malformed::Tunnel),
+            (|h| h.inner_network = 0xffff, Malformed::Tunnel),
+            (|h| h.inner_network = 51, Malformed::NotIp(NotIp::Version)),
+            (|h| h.csum_start = 49, Malformed::Checksum),
+            (|h| h.csum_start = 91, Malformed::Checksum),
+            (|h| h.gso_type = 0x44, Malformed::Protocol),
+            (|h| h.gso_type = 0x20, Malformed::GsoType(0x20)),
+        ];
+        for (number, (change, reason)) in cases.into_iter().enumerate() {
+            assert_eq!(refusal(change, &packet), Some(reason), "case {number}");
+        }
+        // Something behind the inner packet.
+        let mut shorter = packet.clone();
+        put16(&mut shorter, 50 + 4, 3000 + 20 - 1);
+        assert_eq!(refusal(|_| (), &shorter), Some(Malformed::Tunnel));
+        let (_, tcp, _) = tunnelled(&Flow::tcp4(), &[1; 22], false, load);
+        assert_eq!(refusal(|_| (), &tcp), Some(Malformed::Protocol));
     }
 
     #[test]
@@ -455,7 +681,7 @@ mod tests {
             refusal(with(|h| h.gso_size = 0), &packet),
             Some(Malformed::GsoSize)
         );
-        for unknown in [2, vnet::GSO_UDP, 6, 0x7f] {
+        for unknown in [2, vnet::GSO_UDP, 6, 0x61, 0x7f] {
             let mut header = good;
             header.gso_type = unknown;
             assert_eq!(refusal(header, &packet), Some(Malformed::GsoType(unknown)));
@@ -515,8 +741,9 @@ mod tests {
     proptest! {
         #[test]
         fn no_header_and_no_packet_make_it_panic(
-            flags: u8, gso_type in prop::sample::select(vec![0u8, 1, 3, 4, 5, 0x81, 0x84, 77]),
+            flags: u8, gso_type in prop::sample::select(vec![0u8, 1, 3, 4, 5, 0x81, 0x84, 77, 0x21, 0x41, 0x24, 0x65]),
             hdr_len: u16, gso_size in 0..200u16, csum_start in 0..120u16, csum_offset in 0..40u16,
+            outer_transport in prop::sample::select(vec![20u16, 40, 28, 0, 0xffff]), inner_network in 0..120u16,
             mut packet in prop::collection::vec(any::<u8>(), 0..600),
             shape in 0..4u8,
         ) {
@@ -529,7 +756,9 @@ mod tests {
                 let protocol = if shape & 2 == 0 { ip::TCP } else { ip::UDP };
                 packet[if shape & 1 == 0 { 9 } else { 6 }] = protocol;
             }
-            let header = Header { flags, gso_type, hdr_len, gso_size, csum_start, csum_offset };
+            let header = Header {
+                flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, outer_transport, inner_network,
+            };
             if let Ok(segments) = Segments::new(header, &packet) {
                 let mut out = vec![0; 70_000];
                 let mut total = 0;
@@ -537,6 +766,43 @@ mod tests {
                     total += segments.copy_into(index, &mut out);
                 }
                 prop_assert!(segments.count() >= 1 && total >= segments.len(0));
+            }
+        }
+
+        #[test]
+        fn no_header_and_no_packet_in_a_tunnel_make_it_panic(
+            outer in Flow::any(), inner in Flow::any(), checksum: bool, between in 0..40usize,
+            payload in 0..3000usize, size in 1..1500u16,
+            changes in prop::collection::vec((0..160usize, any::<u8>()), 0..4),
+            fields in prop::collection::vec((0..6usize, 0..200u16), 0..2),
+        ) {
+            let outer = Flow { udp: true, ..outer };
+            let load = (&inner, payload, size);
+            let (mut header, mut packet, segments) =
+                tunnelled(&outer, &vec![7; between], checksum, load);
+            if changes.is_empty() && fields.is_empty() {
+                prop_assert_eq!(all(header, &packet), segments);
+            }
+            let len = packet.len();
+            for (at, change) in changes {
+                packet[at % len] ^= change;
+            }
+            for (field, value) in fields {
+                match field {
+                    0 => header.gso_size = value,
+                    1 => header.csum_start = value,
+                    2 => header.csum_offset = value,
+                    3 => header.outer_transport = value,
+                    4 => header.inner_network = value,
+                    _ => header.gso_type = value as u8,
+                }
+            }
+            if let Ok(segments) = Segments::new(header, &packet) {
+                let mut out = vec![0; 70_000];
+                for index in 0..segments.count() {
+                    let written = segments.copy_into(index, &mut out);
+                    prop_assert!(written <= segments.len(0));
+                }
             }
         }
 

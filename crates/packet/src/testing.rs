@@ -232,6 +232,7 @@ pub(crate) fn large(flow: &Flow, payload: &[u8], size: u16) -> (Header, Vec<u8>)
         gso_size: size,
         csum_start: flow.transport() as u16,
         csum_offset: if flow.udp { 6 } else { 16 },
+        ..Header::NONE
     };
     (header, flow.build(payload, false))
 }

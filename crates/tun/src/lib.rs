@@ -49,6 +49,8 @@ pub struct Options {
     pub offload: bool,
     /// Leave the segmentation of UDP to us as well.
     pub udp_offload: bool,
+    /// Leave the segmentation of what is in VXLAN or Geneve to us as well.
+    pub tunnel_offload: bool,
     /// Be able to have several queues, also if there is only one: a persistent interface can
     /// later only be opened in the same mode.
     pub multi_queue: bool,
@@ -67,6 +69,7 @@ impl Default for Options {
             queues: 1,
             offload: true,
             udp_offload: true,
+            tunnel_offload: true,
             multi_queue: true,
             steering: true,
             persist: false,
@@ -90,6 +93,9 @@ pub struct Features {
     pub tcp_offload: bool,
     /// Large UDP packets are exchanged, both ways.
     pub udp_offload: bool,
+    /// Large packets in UDP tunnels (VXLAN, Geneve) are read. They are never written: Linux 6.18 checks
+    /// them as if each interface had Ethernet headers (`virtio_net_hdr_tnl_to_skb`).
+    pub tunnel_offload: bool,
     /// A flow stays on one queue. Without it, and with more than one queue, whoever writes must
     /// keep a flow on one queue, since the kernel answers where it was last written.
     pub steering: bool,
@@ -151,6 +157,10 @@ pub struct Device {
     features: Features,
     queues: Vec<Queue>,
 }
+
+/// Of `linux/if_tun.h` since Linux 6.17; libc does not have them yet.
+const TUN_F_UDP_TUNNEL_GSO: libc::c_uint = 0x080;
+const TUN_F_UDP_TUNNEL_GSO_CSUM: libc::c_uint = 0x100;
 
 const BASE_FLAGS: libc::c_int = libc::IFF_TUN | libc::IFF_NO_PI;
 
@@ -240,6 +250,7 @@ impl Device {
                 checksum_offload: false,
                 tcp_offload: false,
                 udp_offload: false,
+                tunnel_offload: false,
                 steering: false,
                 persistent: options.persist,
             },
@@ -282,9 +293,15 @@ impl Device {
         let tcp = checksum | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
         // The kernel takes both of these or none.
         let udp = tcp | libc::TUN_F_USO4 | libc::TUN_F_USO6;
-        let granted = [udp, tcp, checksum]
+        let plain = if options.udp_offload { udp } else { tcp };
+        let tunnel = plain | TUN_F_UDP_TUNNEL_GSO | TUN_F_UDP_TUNNEL_GSO_CSUM;
+        let first = if options.tunnel_offload {
+            tunnel
+        } else {
+            plain
+        };
+        let granted = [first, plain, tcp, checksum]
             .into_iter()
-            .filter(|offload| options.udp_offload || *offload != udp)
             .find(|offload| sys::set_offload(tun, *offload).is_ok())
             .unwrap_or(0);
         if granted == 0 {
@@ -293,6 +310,7 @@ impl Device {
         self.features.checksum_offload = granted & checksum != 0;
         self.features.tcp_offload = granted & libc::TUN_F_TSO4 != 0;
         self.features.udp_offload = granted & libc::TUN_F_USO4 != 0;
+        self.features.tunnel_offload = granted & TUN_F_UDP_TUNNEL_GSO != 0;
         Ok(())
     }
 

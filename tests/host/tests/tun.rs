@@ -144,6 +144,13 @@ fn variants() -> Vec<(&'static str, Options)> {
             },
         ),
         (
+            "no tunnel offload",
+            Options {
+                tunnel_offload: false,
+                ..all.clone()
+            },
+        ),
+        (
             "no offload",
             Options {
                 offload: false,
@@ -169,6 +176,7 @@ fn variants() -> Vec<(&'static str, Options)> {
             Options {
                 offload: false,
                 udp_offload: false,
+                tunnel_offload: false,
                 multi_queue: false,
                 steering: false,
                 ..all
@@ -190,6 +198,8 @@ fn each_feature_switched_off_is_off_and_packets_still_pass() {
             assert!(options.offload || !features.vnet_header, "{name}");
             assert_eq!(features.tcp_offload, options.offload, "{name}");
             assert!(options.udp_offload || !features.udp_offload, "{name}");
+            let tunnel_allowed = options.offload && options.tunnel_offload;
+            assert!(tunnel_allowed || !features.tunnel_offload, "{name}");
             assert_eq!(features.multi_queue, options.multi_queue, "{name}");
             assert_eq!(
                 features.queues,
@@ -656,6 +666,44 @@ fn a_tcp_stream_is_cut_and_joined_and_arrives_intact() {
             assert_eq!(there.written, there.segments, "{what}");
         }
         assert!(back.read > 0);
+    }
+}
+
+#[test]
+fn a_tcp_stream_in_vxlan_is_cut_with_its_outer_headers_and_arrives_intact() {
+    for tunnel_offload in [true, false] {
+        for checksum in ["udpcsum", "noudpcsum"] {
+            let options = Options {
+                tunnel_offload,
+                ..options()
+            };
+            let granted = Namespace::new().run(|| open(&options, 1).0.features().tunnel_offload);
+            let [there, _] = spliced(&options, |left, right| {
+                for (namespace, own, other) in [(left, 1, 2), (right, 2, 1)] {
+                    namespace.run(|| {
+                        ip(&format!(
+                            "link add overlay type vxlan id 7 dstport 4789 {checksum} local 10.9.0.{own} remote 10.9.0.{other}"
+                        ));
+                        ip(&format!("addr add 10.8.0.{own}/24 dev overlay"));
+                        ip("link set overlay mtu 1370 up");
+                    });
+                }
+                transfer(left, right, "10.8.0.2:7777", 4 << 20);
+            });
+            let what = format!("granted {granted}, {checksum}: {there:?}");
+            if granted {
+                assert!(
+                    there.segments > there.read * 4,
+                    "little was to be cut: {what}"
+                );
+            } else {
+                assert_eq!(there.read, there.segments, "{what}");
+            }
+            assert!(
+                there.written * 3 < there.segments,
+                "little was joined: {what}"
+            );
+        }
     }
 }
 

@@ -52,25 +52,29 @@ impl Pair {
     /// after a time. `program` is where `exchange` of this package was built.
     #[track_caller]
     pub fn exchange(&self, program: &str, bytes: u64, within: Duration) {
+        self.exchange_at("10.9.0.2:7", program, bytes, within);
+    }
+
+    /// As [`Self::exchange`], over another address of the second host.
+    #[track_caller]
+    pub fn exchange_at(&self, address: &str, program: &str, bytes: u64, within: Duration) {
         let [caller, called] = &self.hosts;
         let bytes = bytes.to_string();
         let server = called
             .command(Path::new(program))
-            .args(["serve", "10.9.0.2:7", &bytes])
+            .args(["serve", address, &bytes])
             .stderr(Stdio::piped())
             .spawn()
             .expect("nsenter is installed");
         patiently("the server listens", || {
-            called.run("ss -Hltn").contains("10.9.0.2:7 ")
+            called.run("ss -Hltn").contains(&format!("{address} "))
         });
         let seconds = within.as_secs().to_string();
-        let call = Run::from(caller.command("timeout").args([
-            &seconds,
-            program,
-            "call",
-            "10.9.0.2:7",
-            &bytes,
-        ]));
+        let call = Run::from(
+            caller
+                .command("timeout")
+                .args([&seconds, program, "call", address, &bytes]),
+        );
         assert!(call.success, "{call}");
         let server = server.wait_with_output().expect("a child");
         assert!(

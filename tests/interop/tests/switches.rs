@@ -20,13 +20,23 @@ fn with_everything_on_bytes_arrive_intact() {
 fn without_tun_offload_bytes_arrive_intact() {
     without(
         "--no-tun-offload",
-        &["tun_offload_header", "tun_tcp_offload", "tun_udp_offload"],
+        &[
+            "tun_offload_header",
+            "tun_tcp_offload",
+            "tun_udp_offload",
+            "tun_tunnel_offload",
+        ],
     );
 }
 
 #[test]
 fn without_udp_segmentation_offload_of_the_tun_bytes_arrive_intact() {
     without("--no-uso", &["tun_udp_offload"]);
+}
+
+#[test]
+fn without_tunnel_offload_bytes_arrive_intact() {
+    without("--no-tunnel-offload", &["tun_tunnel_offload"]);
 }
 
 #[test]

@@ -63,6 +63,7 @@ pub fn build(flow: Flow, first: u64, count: usize, payload: usize) -> (vnet::Hea
             gso_size: payload as u16,
             csum_start: transport as u16,
             csum_offset: 6,
+            ..vnet::Header::NONE
         }
     };
     (header, packet)
