@@ -112,7 +112,7 @@ pub enum OpenError {
     /// The device node is there and may not be opened, which takes no capability.
     #[error(
         "/dev/net/tun may not be opened: its rights, the container's runtime (runc 1.2.0 to 1.2.3 do) or \
-         a security module denies it"
+         a security module denies it; run as root, and a container as a privileged one"
     )]
     Denied(#[source] io::Error),
     /// It takes `CAP_NET_ADMIN`.

@@ -8,7 +8,6 @@ use std::env;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -52,13 +51,10 @@ impl Copy {
         &self.directory
     }
 
-    /// Starts the demo, as user and group `user` if that is not root.
-    pub fn demo(&self, args: &[&str], user: u32) -> Demo<'_> {
+    /// Starts the demo.
+    pub fn demo(&self, args: &[&str]) -> Demo<'_> {
         let mut command = Command::new(self.warren());
         command.arg("demo").args(args);
-        if user != 0 {
-            command.uid(user).gid(user);
-        }
         self.start(command)
     }
 

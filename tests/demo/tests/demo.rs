@@ -8,8 +8,6 @@ use rustix::process::Signal;
 use serde_json::Value;
 use warren_tests_demo::{AT_ONCE, Copy, Demo, patiently};
 
-/// Nobody in particular.
-const NOBODY: u32 = 65534;
 /// How it exits when it is interrupted.
 const INTERRUPTED: i32 = 130;
 
@@ -38,7 +36,7 @@ const SHOWN: &[&str] = &[
 fn it_shows_all_that_it_promises_and_leaves_nothing() {
     let _alone = alone();
     let copy = Copy::new();
-    let (status, said) = copy.demo(&[], 0).end();
+    let (status, said) = copy.demo(&[]).end();
     assert!(status.success(), "{said}");
     shows_everything(&said);
     assert!(!said.contains('\x1b'), "colour without a terminal: {said}");
@@ -49,7 +47,7 @@ fn it_shows_all_that_it_promises_and_leaves_nothing() {
 fn without_root_it_plays_as_a_user_of_its_own() {
     let _alone = alone();
     let copy = Copy::new();
-    let (status, said) = copy.demo(&[], NOBODY).end();
+    let (status, said) = as_nobody(&copy, "666").end();
     // Where a host grants no user namespace that is what it says.
     if said.contains("lets you make no user namespace") {
         assert_eq!(status.code(), Some(1), "{said}");
@@ -62,6 +60,18 @@ fn without_root_it_plays_as_a_user_of_its_own() {
 }
 
 #[test]
+fn where_a_user_may_not_open_a_tun_it_says_what_to_do() {
+    let copy = Copy::new();
+    let (status, said) = as_nobody(&copy, "600").end();
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("you may not open /dev/net/tun; run the demo as root"),
+        "{said}"
+    );
+    nothing_is_left(&copy);
+}
+
+#[test]
 fn interrupted_anywhere_it_cleans_up() {
     let _alone = alone();
     let copy = Copy::new();
@@ -70,7 +80,7 @@ fn interrupted_anywhere_it_cleans_up() {
         ("Move bulk data", Signal::TERM),
         ("Kill hut's daemon", Signal::INT),
     ] {
-        let mut demo = copy.demo(&[], 0);
+        let mut demo = copy.demo(&[]);
         demo.wait_for(words);
         demo.signal(signal);
         let (status, said) = demo.end();
@@ -85,7 +95,7 @@ fn interrupted_anywhere_it_cleans_up() {
 fn killed_it_takes_its_daemons_along() {
     let _alone = alone();
     let copy = Copy::new();
-    let mut demo = copy.demo(&[], 0);
+    let mut demo = copy.demo(&[]);
     demo.wait_for("Move bulk data");
     assert!(copy.processes().len() > 3, "{:?}", copy.processes());
     demo.signal(Signal::KILL);
@@ -97,7 +107,7 @@ fn killed_it_takes_its_daemons_along() {
 fn kept_it_stands_and_its_nodes_can_be_entered_asked_and_verified() {
     let _alone = alone();
     let copy = Copy::new();
-    let mut demo = copy.demo(&["--keep"], 0);
+    let mut demo = copy.demo(&["--keep"]);
     demo.wait_for("The mesh file is /run/warren-demo/mesh.toml in there");
 
     let status = inside(&demo, " status", &["--json"]);
@@ -154,12 +164,26 @@ fn without_a_tun_it_says_how_to_get_one() {
 fn without_a_daemon_beside_it_it_says_how_to_build_one() {
     let copy = Copy::new();
     fs::remove_file(copy.directory().join("warrend")).expect("it was there");
-    let (status, said) = copy.demo(&[], 0).end();
+    let (status, said) = copy.demo(&[]).end();
     assert_eq!(status.code(), Some(1), "{said}");
     assert!(
         said.contains("build both with `cargo build --release -p warrend -p warren`"),
         "{said}"
     );
+}
+
+/// The demo as nobody in particular, where `/dev/net/tun` has these rights, which are not the same on
+/// every host.
+fn as_nobody<'a>(copy: &'a Copy, rights: &str) -> Demo<'a> {
+    let script = format!(
+        "mount -t tmpfs none /dev/net && mknod -m {rights} /dev/net/tun c 10 200 && \
+         exec setpriv --reuid 65534 --regid 65534 --clear-groups \"$0\" demo"
+    );
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "sh", "-c", &script])
+        .arg(copy.warren());
+    copy.start(command)
 }
 
 /// The demo measures and loses no packet; two at once on two cores would.
