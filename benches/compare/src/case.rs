@@ -17,7 +17,7 @@ use warren_config::{PeerChange, PrivateKey};
 use crate::bed::{Bed, Side};
 use crate::clock::{Pace, Stopwatch};
 use crate::device::{Pair, Program};
-use crate::load::{self, Datagrams, Load};
+use crate::load::{self, Datagrams, Load, RoundTrip};
 use crate::report::{NULL, WARREN};
 use crate::shake::{self, Callers};
 
@@ -475,11 +475,23 @@ impl Setting<'_> {
         // Of fewer than a thousand the p99 is what happened to one or two.
         let count = if self.smoke { 20 } else { 1000 };
         let times = load::echoes(self.bed, to, count, interval, self.pace)?;
-        let figures = |times: &Vec<Duration>| {
-            let percentile = |share: f64| {
-                times[((times.len() - 1) as f64 * share).round() as usize].as_secs_f64() * 1e6
-            };
-            Figures::from([("p50 us", percentile(0.5)), ("p99 us", percentile(0.99))])
+        let figures = |times: &Vec<RoundTrip>| {
+            let [network, program] = [
+                |time: &RoundTrip| time.network,
+                |time: &RoundTrip| time.program,
+            ]
+            .map(|part| {
+                let mut times: Vec<Duration> = times.iter().map(part).collect();
+                times.sort();
+                move |share: f64| {
+                    times[((times.len() - 1) as f64 * share).round() as usize].as_secs_f64() * 1e6
+                }
+            });
+            Figures::from([
+                ("p50 us", network(0.5)),
+                ("p99 us", network(0.99)),
+                ("p99 us to the program", program(0.99)),
+            ])
         };
         Ok(times.iter().map(figures).collect())
     }

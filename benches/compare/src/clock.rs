@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::time::{ClockId, clock_gettime};
 
 /// Time since it was started.
 #[derive(Clone, Copy)]
@@ -23,6 +24,12 @@ impl Stopwatch {
     pub(crate) fn elapsed(self) -> Duration {
         self.0.elapsed()
     }
+}
+
+/// Time since the Unix epoch, by the clock that the kernel stamps what arrives with.
+pub(crate) fn since_epoch() -> Duration {
+    let now = clock_gettime(ClockId::Realtime);
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }
 
 /// Lets time pass, and ends the whole run when somebody interrupts it.

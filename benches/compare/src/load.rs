@@ -307,8 +307,20 @@ fn send_forgeries(socket: &UdpSocket, mut random: Random, a_second: u32, stop: &
     }
 }
 
-/// Round-trip times of ICMP echoes with 56 bytes, in order of their length, `count` to each of the
-/// addresses, the next `interval` after an answer; those that are not answered within a second count as a second.
+/// How long one echo took.
+#[derive(Clone, Copy)]
+pub(crate) struct RoundTrip {
+    /// Until the kernel had the answer, which is what `ping` tells: the network's part.
+    pub(crate) network: Duration,
+    /// Until this program had it, which waits for a core as any other does.
+    pub(crate) program: Duration,
+}
+
+/// What is not answered within it counts as this long.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Round-trip times of ICMP echoes with 56 bytes, `count` to each of the addresses, the next `interval`
+/// after an answer.
 ///
 /// What the one before has left in caches and awake is found by the next, so that each comes after any
 /// other in turn.
@@ -318,7 +330,7 @@ pub(crate) fn echoes(
     count: usize,
     interval: Duration,
     pace: &Pace,
-) -> Result<Vec<Vec<Duration>>> {
+) -> Result<Vec<Vec<RoundTrip>>> {
     let sockets: Vec<Socket> = (to.iter())
         .map(|&to| echo_socket(bed, Side::A, to))
         .collect::<Result<_>>()?;
@@ -327,19 +339,14 @@ pub(crate) fn echoes(
     for number in 0..count {
         shuffle(&mut order)?;
         for &place in &order {
-            let watch = Stopwatch::start();
-            let answered = echo(&sockets[place], number as u16, Duration::from_secs(1))?;
-            times[place].push(if answered {
-                watch.elapsed()
-            } else {
-                Duration::from_secs(1)
-            });
+            let answer = echo(&sockets[place], number as u16, PATIENCE)?;
+            times[place].push(answer.unwrap_or(RoundTrip {
+                network: PATIENCE,
+                program: PATIENCE,
+            }));
             // Not at fixed times: what is late would be followed at once by what would have come meanwhile.
             pace.rest(interval)?;
         }
-    }
-    for times in &mut times {
-        times.sort();
     }
     Ok(times)
 }
@@ -354,18 +361,21 @@ fn shuffle(places: &mut [usize]) -> Result<()> {
 
 /// Whether one echo is answered within 200 ms.
 pub(crate) fn ping_once(bed: &Bed, from: Side, to: Ipv4Addr) -> Result<bool> {
-    echo(&echo_socket(bed, from, to)?, 0, Duration::from_millis(200))
+    let socket = echo_socket(bed, from, to)?;
+    Ok(echo(&socket, 0, Duration::from_millis(200))?.is_some())
 }
 
 fn echo_socket(bed: &Bed, from: Side, to: Ipv4Addr) -> Result<Socket> {
     bed.within(from, || {
         let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4))?;
         socket.connect(&SockAddr::from(SocketAddr::from((to, 0))))?;
+        sys::stamp_arrivals(&socket)?;
         Ok(socket)
     })
 }
 
-fn echo(socket: &Socket, number: u16, patience: Duration) -> Result<bool> {
+/// None if there was no answer within `patience`.
+fn echo(socket: &Socket, number: u16, patience: Duration) -> Result<Option<RoundTrip>> {
     const ID: [u8; 2] = *b"Wb";
     let mut request = [0x5a; 64];
     request[..4].copy_from_slice(&[8, 0, 0, 0]);
@@ -373,22 +383,22 @@ fn echo(socket: &Socket, number: u16, patience: Duration) -> Result<bool> {
     request[6..8].copy_from_slice(&number.to_be_bytes());
     let sum = checksum(&request);
     request[2..4].copy_from_slice(&sum.to_be_bytes());
+    let (sent, watch) = (clock::since_epoch(), Stopwatch::start());
     match socket.send(&request) {
         Ok(_) => {}
-        Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => return Ok(false),
+        Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => return Ok(None),
         Err(error) => return Err(error.into()),
     }
-    let watch = Stopwatch::start();
     loop {
         let left = patience.saturating_sub(watch.elapsed());
         if left.is_zero() {
-            return Ok(false);
+            return Ok(None);
         }
         socket.set_read_timeout(Some(left))?;
         let mut buffer = [0; 256];
-        let received = match Read::read(&mut &*socket, &mut buffer) {
+        let (received, arrived) = match sys::receive_stamped(socket, &mut buffer) {
             Ok(received) => received,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
             Err(error) => bail!(error),
         };
         // A raw socket shows the IP header, which has 20 bytes, and what others were answered.
@@ -397,7 +407,10 @@ fn echo(socket: &Socket, number: u16, patience: Duration) -> Result<bool> {
             && answer[4..6] == ID
             && answer[6..8] == number.to_be_bytes()
         {
-            return Ok(true);
+            return Ok(Some(RoundTrip {
+                network: arrived.saturating_sub(sent),
+                program: watch.elapsed(),
+            }));
         }
     }
 }

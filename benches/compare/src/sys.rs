@@ -3,9 +3,10 @@
 #![allow(unsafe_code)] // System calls.
 
 use std::io;
-use std::mem::{MaybeUninit, size_of, zeroed};
+use std::mem::{MaybeUninit, size_of, size_of_val, zeroed};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::null_mut;
+use std::time::Duration;
 
 /// The most datagrams that one call moves.
 pub(crate) const BATCH: usize = 64;
@@ -82,22 +83,82 @@ pub(crate) fn receive_many(
     Ok(())
 }
 
+/// Has the kernel note when each datagram arrived, for [`receive_stamped`].
+pub(crate) fn stamp_arrivals(socket: impl AsFd) -> io::Result<()> {
+    set_option(socket, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 1)
+}
+
+/// Receives one datagram into `buffer`; its length, and when the kernel got it since the Unix epoch, by
+/// the clock that [`stamp_arrivals`] starts.
+/// The socket's receive timeout ends the wait with `WouldBlock`.
+pub(crate) fn receive_stamped(
+    socket: impl AsFd,
+    buffer: &mut [u8],
+) -> io::Result<(usize, Duration)> {
+    let mut vector = libc::iovec {
+        iov_base: buffer.as_mut_ptr().cast(),
+        iov_len: buffer.len(),
+    };
+    // Words, for the alignment of a `cmsghdr`.
+    let mut control = [0_u64; 16];
+    // SAFETY: all-zero bytes are a valid `msghdr`: null pointers and zero lengths.
+    let mut header: libc::msghdr = unsafe { zeroed() };
+    header.msg_iov = &raw mut vector;
+    header.msg_iovlen = 1;
+    header.msg_control = control.as_mut_ptr().cast();
+    header.msg_controllen = size_of_val(&control);
+    // SAFETY: the header points to one vector, which points to an exclusively borrowed buffer, and to
+    // room for control messages, with their lengths; all outlive the call.
+    let received = unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut header, 0) };
+    let received = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
+    // SAFETY: the kernel has filled the header and the room that it points to.
+    let mut message = unsafe { libc::CMSG_FIRSTHDR(&raw const header) };
+    // SAFETY: null, or a control message within that room.
+    while let Some(control) = unsafe { message.as_ref() } {
+        if (control.cmsg_level, control.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS) {
+            // SAFETY: `message` is a control message with its data behind it.
+            let data = unsafe { libc::CMSG_DATA(message) };
+            // SAFETY: those of this type are a `timespec`, not always aligned as one.
+            let time = unsafe { data.cast::<libc::timespec>().read_unaligned() };
+            return Ok((
+                received,
+                Duration::new(time.tv_sec as u64, time.tv_nsec as u32),
+            ));
+        }
+        // SAFETY: `message` is one of the header's.
+        message = unsafe { libc::CMSG_NXTHDR(&raw const header, message) };
+    }
+    Err(io::Error::other(
+        "the kernel did not say when a datagram arrived",
+    ))
+}
+
 /// Has the kernel cut what is sent into datagrams of `bytes`.
 pub(crate) fn set_segment_size(socket: impl AsFd, bytes: usize) -> io::Result<()> {
-    set_udp_option(socket, libc::UDP_SEGMENT, bytes as libc::c_int)
+    set_option(
+        socket,
+        libc::SOL_UDP,
+        libc::UDP_SEGMENT,
+        bytes as libc::c_int,
+    )
 }
 
 /// Takes runs of equal datagrams as one.
 pub(crate) fn set_receive_offload(socket: impl AsFd) -> io::Result<()> {
-    set_udp_option(socket, libc::UDP_GRO, 1)
+    set_option(socket, libc::SOL_UDP, libc::UDP_GRO, 1)
 }
 
-fn set_udp_option(socket: impl AsFd, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
+fn set_option(
+    socket: impl AsFd,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
     // SAFETY: the pointer and the length describe `value`, which outlives the call.
     let result = unsafe {
         libc::setsockopt(
             socket.as_fd().as_raw_fd(),
-            libc::SOL_UDP,
+            level,
             option,
             (&raw const value).cast(),
             size_of::<libc::c_int>() as u32,
