@@ -77,6 +77,7 @@ pub fn push(batch: &mut RecvBatch, message: &[u8]) {
         remote,
         source: None,
         ecn: Ecn::NotEct,
+        told: false,
     });
 }
 

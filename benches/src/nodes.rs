@@ -188,6 +188,7 @@ impl Edges for Wire {
                 remote: self.remote,
                 source: None,
                 ecn: Ecn::NotEct,
+                told: false,
             });
         }
     }

@@ -81,6 +81,9 @@ reasons! {
     /// In: marked "congestion experienced" on the way though the sender cannot understand it
     /// (RFC 6040, section 4.2).
     InEcn => "in_ecn",
+    /// In: more waited to be read than one may find, and this packet's sender was told by its loss, since it
+    /// understands no marks.
+    InStandingQueue => "in_standing_queue",
     /// In: the TUN interface did not take the packet.
     InTunRefused => "in_tun_refused",
 }

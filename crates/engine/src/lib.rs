@@ -30,6 +30,7 @@ mod poll;
 mod router;
 mod schedule;
 mod shared;
+mod standing;
 mod sync;
 mod sys;
 mod tables;

@@ -26,6 +26,7 @@ use crate::poll::{Poller, Wake};
 use crate::router::{Edges, Inbound, Outbound, Router};
 use crate::schedule::{Duty, Flood, Schedule};
 use crate::shared::{Shared, SocketSet};
+use crate::standing::Standing;
 
 /// How many packets one read of a TUN queue takes at most.
 const READ_PACKETS: usize = 64;
@@ -109,6 +110,7 @@ pub(crate) struct OutboundPump {
 struct InboundPump {
     scratch: Inbound,
     batch: RecvBatch,
+    standing: Standing,
     edges: EdgeState,
     out: SendBatch,
 }
@@ -126,9 +128,10 @@ impl OutboundPump {
 }
 
 impl InboundPump {
-    fn new(merge: Merge) -> Self {
+    fn new(merge: Merge, now: Instant) -> Self {
         Self {
             scratch: Inbound::new(merge),
+            standing: Standing::new(now),
             batch: RecvBatch::new(RECV_SLOTS),
             edges: EdgeState::default(),
             // Only cookie replies leave by this way.
@@ -164,7 +167,7 @@ impl Worker {
             queue,
             wake,
             outbound: (directions != Directions::Out).then(|| Box::new(OutboundPump::new(now))),
-            inbound: (directions != Directions::Out).then(|| InboundPump::new(merge)),
+            inbound: (directions != Directions::Out).then(|| InboundPump::new(merge, now)),
             handover,
             now,
         }
@@ -320,6 +323,7 @@ impl Worker {
         let InboundPump {
             scratch,
             batch,
+            standing,
             edges,
             out,
         } = pump;
@@ -328,6 +332,10 @@ impl Worker {
         let bytes = datagrams.iter().map(|datagram| datagram.range.len()).sum();
         if let Some(handover) = &mut self.handover {
             handover.count(datagrams.len(), bytes);
+        }
+        let more = datagrams.len() >= batch.slots();
+        if standing.is_told(bytes, !more, now) {
+            batch.tell_one();
         }
         self.now = now;
         let mut edges = WorkerEdges {
@@ -338,7 +346,7 @@ impl Worker {
             now,
         };
         router.inbound(scratch, batch, out, now, &mut edges);
-        batch.datagrams.len() >= batch.slots()
+        more
     }
 
     fn listen(&self, poller: &Poller, sockets: &SocketSet) -> io::Result<()> {

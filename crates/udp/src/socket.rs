@@ -118,6 +118,7 @@ impl Socket {
                     remote: incoming.remote,
                     source: incoming.source,
                     ecn: Ecn::from_tos(incoming.tos),
+                    told: false,
                 });
             });
             match received.map_err(|error| (Errno::from_io_error(&error), error)) {

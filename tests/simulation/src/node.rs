@@ -112,6 +112,7 @@ impl Batches {
             remote: flight.from,
             source: Some(at),
             ecn: flight.ecn,
+            told: false,
         });
         true
     }

@@ -37,6 +37,7 @@ impl Edges for Cable {
                 remote: self.from,
                 source: None,
                 ecn: Ecn::NotEct,
+                told: false,
             });
         }
     }

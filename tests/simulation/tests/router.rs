@@ -667,6 +667,33 @@ fn marks_of_congestion_cross_the_tunnel_and_the_traffic_class_does_not() {
     }
 }
 
+/// Issue 5: a queue that stands is told of by a mark where the flow takes it, and by one packet where not.
+#[test]
+fn who_fills_the_queue_before_the_reader_is_told_once() {
+    let mut scene = Scene::new(21);
+    let mut peer = scene.session(1, &["10.9.0.0/16"]);
+    let local = scene.node.local();
+    for inner in [Ecn::NotEct, Ecn::Ect0, Ecn::Ect1, Ecn::Ce] {
+        let packets: Vec<_> = (0..4)
+            .map(|n| packet::with_tos(udp("10.9.0.1", "10.0.1.1", n).1, inner.bits()))
+            .collect();
+        for packet in &packets {
+            let flight = flight(peer.address, scene.node.address, &peer.seal(packet));
+            assert!(scene.batches.push_received(&flight, local));
+        }
+        scene.batches.recv.tell_one();
+        let done = scene.node.inbound(&mut scene.batches, scene.now);
+        let (last, first) = packets.split_last().expect("four");
+        let mut wanted = first.to_vec();
+        if inner != Ecn::NotEct {
+            wanted.push(packet::with_tos(last.clone(), Ecn::Ce.bits()));
+        }
+        assert_eq!(done.delivered, wanted, "{inner:?}");
+    }
+    assert_eq!(scene.dropped(Reason::InStandingQueue), 1);
+    assert_eq!(scene.dropped(Reason::InEcn), 0);
+}
+
 /// BEHAVIOURS 47.
 #[test]
 fn a_packet_that_is_for_neither_this_node_nor_its_prefixes_is_dropped_and_counted() {

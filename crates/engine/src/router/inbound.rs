@@ -52,8 +52,32 @@ struct Group {
     from: Endpoint,
     /// For [`warren_wireguard::Peer::accept`], in order.
     records: Vec<Record>,
-    /// Where each record's plaintext lies, and its outer mark.
-    plaintexts: Vec<(Range<usize>, Ecn)>,
+    /// Where each record's plaintext lies, and what its sender is told.
+    plaintexts: Vec<(Range<usize>, Told)>,
+}
+
+/// What a packet tells its sender of the way that it took.
+#[derive(Debug, Clone, Copy)]
+struct Told {
+    /// The outer mark.
+    mark: Ecn,
+    /// Why the packet is lost if it has to tell of congestion and can carry no mark.
+    loss: Reason,
+}
+
+impl Told {
+    fn of(datagram: &Datagram) -> Self {
+        match datagram.told {
+            true => Self {
+                mark: Ecn::Ce,
+                loss: Reason::InStandingQueue,
+            },
+            false => Self {
+                mark: datagram.ecn,
+                loss: Reason::InEcn,
+            },
+        }
+    }
 }
 
 impl Inbound {
@@ -224,6 +248,7 @@ impl Router {
         );
         let opened = std::mem::take(&mut scratch.opened);
         let group = scratch.group(&receiver, endpoint_of(datagram.remote, datagram.source));
+        let told = Told::of(datagram);
         let mut forged = 0;
         for (at, (&counter, opened)) in counters.iter().zip(&opened).enumerate() {
             let start = range.start + at * stride;
@@ -234,7 +259,7 @@ impl Router {
             }
             let plaintext = start + DATA_HEADER..end - TAG;
             group.records.push(Record::new(counter, plaintext.len()));
-            group.plaintexts.push((plaintext, datagram.ecn));
+            group.plaintexts.push((plaintext, told));
         }
         scratch.tally.add(Reason::InForged, forged);
         scratch.opened = opened;
@@ -280,12 +305,12 @@ impl Router {
         receiver: &Receiver,
         group: &Group,
     ) {
-        for (record, (plaintext, outer)) in group.records.iter().zip(&group.plaintexts) {
+        for (record, (plaintext, told)) in group.records.iter().zip(&group.plaintexts) {
             if record.verdict != Verdict::Accepted || plaintext.is_empty() {
                 continue;
             }
             let bytes = &mut arena[plaintext.clone()];
-            match admit(tables, bytes, *outer, receiver) {
+            match admit(tables, bytes, *told, receiver) {
                 Ok(len) => scratch
                     .coalescer
                     .push(arena, plaintext.start..plaintext.start + len),
@@ -299,7 +324,7 @@ impl Router {
 fn admit(
     tables: &Tables,
     bytes: &mut [u8],
-    outer: Ecn,
+    told: Told,
     receiver: &Receiver,
 ) -> Result<usize, Reason> {
     let packet = ip::Packet::parse(bytes).map_err(|_| Reason::InInnerMalformed)?;
@@ -313,6 +338,6 @@ fn admit(
     {
         return Err(Reason::InNotForUs);
     }
-    ecn::apply(&mut bytes[..len], outer).map_err(|_| Reason::InEcn)?;
+    ecn::apply(&mut bytes[..len], told.mark).map_err(|_| told.loss)?;
     Ok(len)
 }
