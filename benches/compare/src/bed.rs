@@ -7,7 +7,7 @@
 //!   wire 10.200.0.1 ------------- veth ---------- wire 10.200.0.2
 //! ```
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::process::Command;
@@ -62,7 +62,8 @@ pub(crate) struct Bed {
 }
 
 impl Bed {
-    pub(crate) fn new() -> Result<Bed> {
+    /// A pair in which TCP has this congestion control.
+    pub(crate) fn new(congestion: &str) -> Result<Bed> {
         let bed = Bed {
             names: Side::BOTH.map(|side| format!("wbc-{}-{}", std::process::id(), side.letter())),
         };
@@ -91,7 +92,26 @@ impl Bed {
             bed.ip(side, &format!("address add {}/24 dev wire", side.outer()))?;
             bed.ip(side, "link set wire up")?;
         }
+        bed.set_congestion(congestion)?;
         Ok(bed)
+    }
+
+    /// Has TCP begin connections with this congestion control from now on.
+    pub(crate) fn set_congestion(&self, name: &str) -> Result<()> {
+        const SETTING: &str = "/proc/sys/net/ipv4/tcp_congestion_control";
+        const KNOWN: &str = "/proc/sys/net/ipv4/tcp_available_congestion_control";
+        for side in Side::BOTH {
+            self.within(side, || {
+                fs::write(SETTING, name).with_context(|| {
+                    let known = fs::read_to_string(KNOWN).unwrap_or_default();
+                    format!(
+                        "no congestion control is called {name}; this kernel has {}",
+                        known.trim()
+                    )
+                })
+            })?;
+        }
+        Ok(())
     }
 
     pub(crate) fn name(&self, side: Side) -> &str {

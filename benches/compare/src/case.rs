@@ -30,6 +30,8 @@ pub(crate) enum Case {
     Tcp1,
     /// Bulk TCP, four streams.
     Tcp4,
+    /// Bulk TCP, one stream, whose congestion control is BBR, where the kernel has it.
+    Bbr,
     /// Bulk TCP, one stream, segmentation offloads off on the link and on TUN.
     Plain,
     /// Bulk TCP, one stream, through VXLAN inside of the tunnel.
@@ -63,10 +65,11 @@ pub(crate) enum Case {
 }
 
 impl Case {
-    pub(crate) const ALL: [Case; 18] = [
+    pub(crate) const ALL: [Case; 19] = [
         Case::Integrity,
         Case::Tcp1,
         Case::Tcp4,
+        Case::Bbr,
         Case::Plain,
         Case::Vxlan,
         Case::Udp64,
@@ -89,6 +92,7 @@ impl Case {
             Case::Integrity => "Integrity of what is carried",
             Case::Tcp1 => "Bulk TCP, 1 stream",
             Case::Tcp4 => "Bulk TCP, 4 streams",
+            Case::Bbr => "Bulk TCP, 1 stream, congestion control BBR",
             Case::Plain => "Bulk TCP, 1 stream, segmentation offloads off on link and TUN",
             Case::Vxlan => "Bulk TCP, 1 stream, VXLAN inside of the tunnel",
             Case::Udp64 => "UDP flood, 64 bytes",
@@ -135,6 +139,8 @@ pub(crate) struct Setting<'a> {
     pub(crate) bed: &'a Bed,
     pub(crate) pace: &'a Pace,
     pub(crate) seconds: f64,
+    /// TCP's congestion control.
+    pub(crate) congestion: &'a str,
     pub(crate) peers: usize,
     pub(crate) smoke: bool,
     /// Made when they are first needed.
@@ -172,7 +178,7 @@ impl Setting<'_> {
         if name == Some(NULL)
             && !matches!(
                 case,
-                Case::Integrity | Case::Tcp1 | Case::Tcp4 | Case::Udp64 | Case::Udp1372
+                Case::Integrity | Case::Tcp1 | Case::Tcp4 | Case::Bbr | Case::Udp64 | Case::Udp1372
             )
         {
             return Ok(None);
@@ -185,6 +191,10 @@ impl Setting<'_> {
             }
             Case::Tcp1 => self.streams(subject, to, 1)?,
             Case::Tcp4 => self.streams(subject, to, 4)?,
+            Case::Bbr => match self.with_bbr(subject)? {
+                Some(figures) => figures,
+                None => return Ok(None),
+            },
             Case::Plain => self.without_offloads(subject)?,
             Case::Vxlan => self.overlay(subject)?,
             Case::Udp64 => self.flood(
@@ -272,6 +282,16 @@ impl Setting<'_> {
             (SYSTEM_BYTE, window.busy * 1e9 / window.bytes),
             (DAEMONS_BYTE, window.daemons * 1e9 / window.bytes),
         ]))
+    }
+
+    /// `None` where the kernel has no BBR.
+    fn with_bbr(&self, subject: &Subject<'_>) -> Result<Option<Figures>> {
+        if self.bed.set_congestion("bbr").is_err() {
+            return Ok(None);
+        }
+        let figures = self.streams(subject, subject.address(Side::B), 1);
+        self.bed.set_congestion(self.congestion)?;
+        figures.map(Some)
     }
 
     fn without_offloads(&self, subject: &Subject<'_>) -> Result<Figures> {

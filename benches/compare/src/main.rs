@@ -68,6 +68,9 @@ struct Options {
     /// The device that ratios are taken against.
     #[arg(long, default_value = "wireguard-go")]
     reference: String,
+    /// TCP's congestion control. What the host has set is not asked, so that runs on two hosts carry the same load.
+    #[arg(long, value_name = "NAME", default_value = "cubic")]
+    congestion: String,
     /// How many idle peers are configured and shown.
     #[arg(long, default_value_t = 10_000)]
     peers: usize,
@@ -104,11 +107,12 @@ fn compare(options: &Options) -> Result<bool> {
     );
     let programs = programs(options)?;
     let pace = Pace::new()?;
-    let bed = Bed::new()?;
+    let bed = Bed::new(&options.congestion)?;
     let setting = Setting {
         bed: &bed,
         pace: &pace,
         seconds: options.seconds,
+        congestion: &options.congestion,
         peers: options.peers,
         smoke: options.smoke,
         callers: std::cell::OnceCell::new(),
@@ -117,7 +121,12 @@ fn compare(options: &Options) -> Result<bool> {
         .into_iter()
         .filter(|case| options.only.is_empty() || options.only.contains(case))
         .collect();
-    let mut report = Report::new(options.rounds, options.seconds, &programs)?;
+    let mut report = Report::new(
+        options.rounds,
+        options.seconds,
+        &options.congestion,
+        &programs,
+    )?;
     for round in 0..options.rounds {
         run_round(round, &setting, &programs, &cases, &mut report)?;
     }

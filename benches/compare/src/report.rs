@@ -31,6 +31,7 @@ pub(crate) struct Report {
     machine: Machine,
     rounds: usize,
     seconds: f64,
+    congestion: String,
     programs: BTreeMap<String, String>,
     pub(crate) samples: Vec<Sample>,
     pub(crate) failures: Vec<Failure>,
@@ -68,11 +69,17 @@ pub(crate) struct Failure {
 }
 
 impl Report {
-    pub(crate) fn new(rounds: usize, seconds: f64, programs: &[Program]) -> Result<Report> {
+    pub(crate) fn new(
+        rounds: usize,
+        seconds: f64,
+        congestion: &str,
+        programs: &[Program],
+    ) -> Result<Report> {
         Ok(Report {
             machine: Machine::this()?,
             rounds,
             seconds,
+            congestion: congestion.to_owned(),
             programs: programs
                 .iter()
                 .map(|program| {
@@ -114,8 +121,8 @@ impl Report {
         )?;
         writeln!(
             text,
-            "The load average was {} before the run.",
-            machine.load_before
+            "The load average was {} before the run. TCP has congestion control {}.",
+            machine.load_before, self.congestion
         )?;
         for (name, version) in &self.programs {
             writeln!(text, "{name}: {version}")?;
@@ -483,6 +490,7 @@ mod tests {
             machine,
             rounds: 4,
             seconds: 0.0,
+            congestion: "cubic".to_owned(),
             programs: [].into(),
             samples: Vec::new(),
             failures: Vec::new(),
