@@ -3,7 +3,6 @@
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::fs;
 use std::hint::black_box;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -15,7 +14,7 @@ use warren_benches::tables::{Random, filled, v4, v6, within};
 use warren_config::{PeerChange, PrivateKey};
 
 use crate::bed::{Bed, Side};
-use crate::clock::{Pace, Stopwatch};
+use crate::clock::{Pace, Stopwatch, Ticks};
 use crate::device::{Pair, Program};
 use crate::load::{self, Datagrams, Load, RoundTrip};
 use crate::report::{NULL, WARREN};
@@ -464,7 +463,7 @@ impl Setting<'_> {
                 seconds: 0.0,
                 bytes: load.arrived.bytes.load(Relaxed) as f64,
                 datagrams: load.arrived.datagrams.load(Relaxed) as f64,
-                busy: busy_seconds()?,
+                busy: Ticks::now()?.busy_seconds(),
                 daemons: subject.cpu_seconds()?,
             })
         };
@@ -571,19 +570,4 @@ struct Window {
     datagrams: f64,
     busy: f64,
     daemons: f64,
-}
-
-/// Seconds in which the processors of this machine did something, since it started.
-fn busy_seconds() -> Result<f64> {
-    let stat = fs::read_to_string("/proc/stat")?;
-    let line = stat.lines().next().context("/proc/stat is empty")?;
-    let ticks: Vec<u64> = line
-        .split_whitespace()
-        .skip(1)
-        .map(|field| field.parse().unwrap_or(0))
-        .collect();
-    let [user, nice, system, _idle, _iowait, irq, softirq, ..] = ticks[..] else {
-        anyhow::bail!("/proc/stat has too few fields");
-    };
-    Ok((user + nice + system + irq + softirq) as f64 / 100.0)
 }

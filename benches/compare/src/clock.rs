@@ -1,10 +1,11 @@
 //! Time: this program is an outermost loop, so it asks the system, but only here.
 
+use std::fs;
 use std::hint::black_box;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -67,6 +68,44 @@ fn timespec(time: Duration) -> Timespec {
     Timespec {
         tv_sec: time.as_secs() as i64,
         tv_nsec: i64::from(time.subsec_nanos()),
+    }
+}
+
+/// What the processors of this machine did since it started, in hundredths of a second of one.
+#[derive(Clone, Copy)]
+pub(crate) struct Ticks {
+    busy: u64,
+    /// When one was wanted and the host of this virtual machine had given it to another.
+    stolen: u64,
+    all: u64,
+}
+
+impl Ticks {
+    pub(crate) fn now() -> Result<Ticks> {
+        let stat = fs::read_to_string("/proc/stat")?;
+        let line = stat.lines().next().context("/proc/stat is empty")?;
+        let ticks: Vec<u64> = (line.split_whitespace().skip(1))
+            .map(|field| field.parse().unwrap_or(0))
+            .collect();
+        let [user, nice, system, idle, wait, irq, softirq, stolen, ..] = ticks[..] else {
+            bail!("/proc/stat has too few fields");
+        };
+        let busy = user + nice + system + irq + softirq;
+        Ok(Ticks {
+            busy,
+            stolen,
+            all: busy + stolen + idle + wait,
+        })
+    }
+
+    pub(crate) fn busy_seconds(self) -> f64 {
+        self.busy as f64 / 100.0
+    }
+
+    /// The share of all time since `earlier`, 0 to 1, that was stolen.
+    pub(crate) fn stolen_since(self, earlier: Ticks) -> f64 {
+        let all = (self.all - earlier.all).max(1);
+        self.stolen.saturating_sub(earlier.stolen) as f64 / all as f64
     }
 }
 

@@ -28,7 +28,7 @@ use clap::Parser;
 
 use bed::Bed;
 use case::{Case, Setting, Subject};
-use clock::Pace;
+use clock::{Pace, Ticks};
 use device::{Pair, Program};
 use report::{Failure, NULL, PEERS, Report, Sample, WARREN, WIRE};
 
@@ -127,9 +127,11 @@ fn compare(options: &Options) -> Result<bool> {
         &options.congestion,
         &programs,
     )?;
+    let before = Ticks::now()?;
     for round in 0..options.rounds {
         run_round(round, &setting, &programs, &cases, &mut report)?;
     }
+    report.stolen = Ticks::now()?.stolen_since(before);
     clear_progress();
     let mut devices = vec![WIRE.to_owned()];
     devices.extend(programs.iter().map(|program| program.name.clone()));

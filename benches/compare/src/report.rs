@@ -32,6 +32,8 @@ pub(crate) struct Report {
     rounds: usize,
     seconds: f64,
     congestion: String,
+    /// The share of the run, 0 to 1, in which others had the processors.
+    pub(crate) stolen: f64,
     programs: BTreeMap<String, String>,
     pub(crate) samples: Vec<Sample>,
     pub(crate) failures: Vec<Failure>,
@@ -80,6 +82,7 @@ impl Report {
             rounds,
             seconds,
             congestion: congestion.to_owned(),
+            stolen: 0.0,
             programs: programs
                 .iter()
                 .map(|program| {
@@ -135,8 +138,9 @@ impl Report {
         if let Some(spread) = Spread::of(&mut loops) {
             writeln!(
                 text,
-                "The machine's own drift: a step of the counted loop took {} ns.",
-                spread.show()
+                "The machine's own drift: a step of the counted loop took {} ns; other machines of its host had {:.1} % of the processors.",
+                spread.show(),
+                self.stolen * 100.0,
             )?;
         }
         for case in Case::ALL {
@@ -491,6 +495,7 @@ mod tests {
             rounds: 4,
             seconds: 0.0,
             congestion: "cubic".to_owned(),
+            stolen: 0.0,
             programs: [].into(),
             samples: Vec::new(),
             failures: Vec::new(),
