@@ -77,7 +77,6 @@ pub fn push(batch: &mut RecvBatch, message: &[u8]) {
         remote,
         source: None,
         ecn: Ecn::NotEct,
-        told: false,
     });
 }
 

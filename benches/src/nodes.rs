@@ -188,7 +188,6 @@ impl Edges for Wire {
                 remote: self.remote,
                 source: None,
                 ecn: Ecn::NotEct,
-                told: false,
             });
         }
     }

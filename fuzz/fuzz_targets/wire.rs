@@ -281,7 +281,6 @@ impl Wire {
             remote: outer(1 - at, from & 3),
             source: None,
             ecn: Ecn::from_tos(from >> 6),
-            told: from & 1 << 5 != 0,
         });
         end.router.inbound(
             &mut end.inbound,

@@ -105,7 +105,7 @@ impl Bed {
                 fs::write(SETTING, name).with_context(|| {
                     let known = fs::read_to_string(KNOWN).unwrap_or_default();
                     format!(
-                        "no congestion control is called {name}; this kernel has {}",
+                        "the congestion control cannot be {name}; this kernel has {}",
                         known.trim()
                     )
                 })

@@ -283,7 +283,7 @@ impl Setting<'_> {
         ]))
     }
 
-    /// `None` where the kernel has no BBR.
+    /// `None` where the kernel has no BBR, or keeps it from namespaces.
     fn with_bbr(&self, subject: &Subject<'_>) -> Result<Option<Figures>> {
         if self.bed.set_congestion("bbr").is_err() {
             return Ok(None);

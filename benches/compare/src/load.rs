@@ -408,7 +408,8 @@ fn echo(socket: &Socket, number: u16, patience: Duration) -> Result<Option<Round
             && answer[6..8] == number.to_be_bytes()
         {
             return Ok(Some(RoundTrip {
-                network: arrived.saturating_sub(sent),
+                network: (arrived.checked_sub(sent))
+                    .context("the clock was set back while an echo was under way")?,
                 program: watch.elapsed(),
             }));
         }

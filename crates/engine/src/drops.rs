@@ -81,8 +81,8 @@ reasons! {
     /// In: marked "congestion experienced" on the way though the sender cannot understand it
     /// (RFC 6040, section 4.2).
     InEcn => "in_ecn",
-    /// In: more waited to be read than one may find, and this packet's sender was told by its loss, since it
-    /// understands no marks.
+    /// In: too much waited to be read, and this packet's sender, which understands no marks, was told
+    /// by its loss.
     InStandingQueue => "in_standing_queue",
     /// In: the TUN interface did not take the packet.
     InTunRefused => "in_tun_refused",

@@ -16,7 +16,7 @@ use warren_packet::batch::{RecvBatch, SendBatch, Transmit};
 use warren_packet::coalesce::Merge;
 use warren_packet::vnet::{self, GSO_UDP_L4};
 use warren_tun::Queue;
-use warren_udp::{Failure, Pair, SendReport, Socket};
+use warren_udp::{Failure, Family, Pair, SendReport, Socket};
 use warren_wireguard::time::Instant;
 
 use crate::clock;
@@ -215,10 +215,10 @@ impl Worker {
                     }
                 }
                 if ready.has(V4) {
-                    more |= self.turn_in(pair, pair.v4.as_ref());
+                    more |= self.turn_in(pair, Family::V4);
                 }
                 if ready.has(V6) {
-                    more |= self.turn_in(pair, pair.v6.as_ref());
+                    more |= self.turn_in(pair, Family::V6);
                 }
                 if !more {
                     break;
@@ -310,16 +310,14 @@ impl Worker {
     }
 
     /// One batch from a socket. Answers whether there may be more.
-    fn turn_in(&mut self, pair: &Pair, socket: Option<&Socket>) -> bool {
+    fn turn_in(&mut self, pair: &Pair, family: Family) -> bool {
+        let socket = match family {
+            Family::V4 => &pair.v4,
+            Family::V6 => &pair.v6,
+        };
         let (Some(pump), Some(socket)) = (&mut self.inbound, socket) else {
             return false;
         };
-        pump.batch.clear();
-        // Errors of a socket are counted where they happen, and end nothing.
-        if !matches!(socket.recv(&mut pump.batch), Ok(messages) if messages > 0) {
-            return false;
-        }
-        let router = &self.shared.router;
         let InboundPump {
             scratch,
             batch,
@@ -327,15 +325,19 @@ impl Worker {
             edges,
             out,
         } = pump;
+        batch.clear();
+        // Errors of a socket are counted where they happen, and end nothing.
+        if !matches!(socket.recv(batch), Ok(messages) if messages > 0) {
+            standing.emptied(family);
+            return false;
+        }
+        scratch.tell(standing.take_tells(family));
+        let router = &self.shared.router;
         let now = clock::now();
         let datagrams = &batch.datagrams;
         let bytes = datagrams.iter().map(|datagram| datagram.range.len()).sum();
         if let Some(handover) = &mut self.handover {
             handover.count(datagrams.len(), bytes);
-        }
-        let more = datagrams.len() >= batch.slots();
-        if standing.is_told(bytes, !more, now) {
-            batch.tell_one();
         }
         self.now = now;
         let mut edges = WorkerEdges {
@@ -346,7 +348,11 @@ impl Worker {
             now,
         };
         router.inbound(scratch, batch, out, now, &mut edges);
-        more
+        match batch.more {
+            true => standing.left_more(family, scratch.accepted(), now),
+            false => standing.emptied(family),
+        }
+        batch.more
     }
 
     fn listen(&self, poller: &Poller, sockets: &SocketSet) -> io::Result<()> {

@@ -232,6 +232,8 @@ pub struct RecvBatch {
     pub arena: Arena,
     /// What came, in order.
     pub datagrams: Vec<Datagram>,
+    /// Whether the last read filled all the room that it was lent, so that more may wait.
+    pub more: bool,
 }
 
 impl RecvBatch {
@@ -242,8 +244,8 @@ impl RecvBatch {
     pub fn new(slots: usize) -> Self {
         Self {
             arena: Arena::new(slots * Self::SLOT),
-            // And one that [`Self::tell_one`] takes out of its message.
-            datagrams: Vec::with_capacity(slots + 1),
+            datagrams: Vec::with_capacity(slots),
+            more: false,
         }
     }
 
@@ -255,26 +257,7 @@ impl RecvBatch {
     /// Forget all datagrams.
     pub fn clear(&mut self) {
         self.datagrams.clear();
-    }
-
-    /// Has one datagram tell its sender that too much waits here: the last one of the longest message,
-    /// which is of the flow that has the most.
-    pub fn tell_one(&mut self) {
-        let longest = (0..self.datagrams.len()).max_by_key(|&at| self.datagrams[at].range.len());
-        let Some(at) = longest else { return };
-        let message = &mut self.datagrams[at];
-        let last = message.datagrams().last().unwrap_or_default();
-        if last.start == message.range.start {
-            message.told = true;
-            return;
-        }
-        message.range.end = last.start;
-        let told = Datagram {
-            range: last,
-            told: true,
-            ..message.clone()
-        };
-        self.datagrams.insert(at + 1, told);
+        self.more = false;
     }
 }
 
@@ -291,8 +274,6 @@ pub struct Datagram {
     pub source: Option<Source>,
     /// The outer mark.
     pub ecn: Ecn,
-    /// Whether its sender is told that too much waits here, as if the mark were [`Ecn::Ce`].
-    pub told: bool,
 }
 
 impl Datagram {
@@ -402,51 +383,6 @@ mod tests {
         assert_eq!(pieces(10..12, 0), [(10, 12)]);
         assert_eq!(pieces(10..10, 0), [(10, 10)]);
         assert_eq!(pieces(10..10, 5), [(10, 10)]);
-    }
-
-    #[test]
-    fn one_datagram_of_the_longest_message_tells_its_sender_and_none_is_lost() {
-        let message = |range: Range<usize>, stride| Datagram {
-            range,
-            stride,
-            remote: "192.0.2.1:1".parse().expect("an address"),
-            source: None,
-            ecn: Ecn::Ect0,
-            told: false,
-        };
-        let told = |messages: &[Datagram]| {
-            let mut batch = RecvBatch::new(4);
-            batch.datagrams.extend_from_slice(messages);
-            let before = batch.datagrams.capacity();
-            batch.tell_one();
-            assert_eq!(batch.datagrams.capacity(), before);
-            let all = |told| {
-                (batch.datagrams.iter())
-                    .filter(|message| message.told == told)
-                    .flat_map(Datagram::datagrams)
-                    .map(|range| (range.start, range.end))
-                    .collect::<Vec<_>>()
-            };
-            (all(false), all(true))
-        };
-        assert_eq!(told(&[]), (vec![], vec![]));
-        assert_eq!(told(&[message(0..0, 0)]), (vec![], vec![(0, 0)]));
-        assert_eq!(told(&[message(0..9, 9)]), (vec![], vec![(0, 9)]));
-        // A shorter one at the end, as GRO leaves it.
-        let three = [
-            message(0..128, 128),
-            message(1000..1250, 100),
-            message(2000..2128, 128),
-        ];
-        assert_eq!(
-            told(&three),
-            (
-                vec![(0, 128), (1000, 1100), (1100, 1200), (2000, 2128)],
-                vec![(1200, 1250)]
-            )
-        );
-        let full = [(); 4].map(|()| message(0..400, 100));
-        assert_eq!(told(&full).1, [(300, 400)]);
     }
 
     #[test]

@@ -97,7 +97,11 @@ impl Socket {
     pub fn recv(&self, batch: &mut RecvBatch) -> io::Result<usize> {
         let before = batch.datagrams.len();
         for _ in 0..TRIES {
-            let RecvBatch { arena, datagrams } = batch;
+            let RecvBatch {
+                arena,
+                datagrams,
+                more,
+            } = batch;
             let used = datagrams.last().map_or(0, |last| last.range.end);
             let start = used.next_multiple_of(CACHE_LINE);
             let Some(free) = arena.get_mut(start..) else {
@@ -106,6 +110,7 @@ impl Socket {
             if free.len() < self.slot {
                 break;
             }
+            let room = (free.len() / self.slot).min(sys::BATCH);
             let received = sys::receive(self.as_fd(), free, self.slot, |incoming| {
                 if incoming.truncated {
                     self.truncated.fetch_add(1, Ordering::Relaxed);
@@ -118,9 +123,9 @@ impl Socket {
                     remote: incoming.remote,
                     source: incoming.source,
                     ecn: Ecn::from_tos(incoming.tos),
-                    told: false,
                 });
             });
+            *more = (received.as_ref()).is_ok_and(|&received| received == room);
             match received.map_err(|error| (Errno::from_io_error(&error), error)) {
                 Ok(_) if datagrams.len() > before => break,
                 Ok(_) | Err((Some(Errno::INTR), _)) => {}

@@ -88,7 +88,9 @@ impl Batches {
     /// Puts a datagram among those that were received, joined with the one before where a kernel
     /// would. Answers whether there was room.
     pub fn push_received(&mut self, flight: &Flight, at: Source) -> bool {
-        let RecvBatch { arena, datagrams } = &mut self.recv;
+        let RecvBatch {
+            arena, datagrams, ..
+        } = &mut self.recv;
         let start = datagrams.last().map_or(0, |last| last.range.end);
         let range = start..start + flight.bytes.len();
         if range.end > arena.len() {
@@ -112,7 +114,6 @@ impl Batches {
             remote: flight.from,
             source: Some(at),
             ecn: flight.ecn,
-            told: false,
         });
         true
     }
@@ -267,6 +268,11 @@ impl Node {
         );
         batches.read.clear();
         done
+    }
+
+    /// Has one packet of the next batch from the socket tell its sender that too much waits.
+    pub fn tell(&mut self) {
+        self.inbound.tell(true);
     }
 
     /// Takes what was put into `batches.recv`.

@@ -37,7 +37,6 @@ impl Edges for Cable {
                 remote: self.from,
                 source: None,
                 ecn: Ecn::NotEct,
-                told: false,
             });
         }
     }

@@ -672,23 +672,44 @@ fn marks_of_congestion_cross_the_tunnel_and_the_traffic_class_does_not() {
 fn who_fills_the_queue_before_the_reader_is_told_once() {
     let mut scene = Scene::new(21);
     let mut peer = scene.session(1, &["10.9.0.0/16"]);
-    let local = scene.node.local();
+    let mut other = scene.session(2, &["10.8.0.0/16"]);
+    let bulk = |number, payload| packet::build(flow("10.9.0.1", "10.0.1.1"), number, 1, payload).1;
     for inner in [Ecn::NotEct, Ecn::Ect0, Ecn::Ect1, Ecn::Ce] {
-        let packets: Vec<_> = (0..4)
-            .map(|n| packet::with_tos(udp("10.9.0.1", "10.0.1.1", n).1, inner.bits()))
-            .collect();
+        let marked = |packet: &[u8]| packet::with_tos(packet.to_vec(), inner.bits());
+        // A sparse peer, then a run as GRO joins it: a sparse flow first, a shorter end.
+        let sparse = marked(&udp("10.8.0.1", "10.0.1.1", 8).1);
+        let mut packets = vec![marked(&udp("10.9.0.7", "10.0.1.1", 9).1)];
+        packets.extend((0..4).map(|n| marked(&bulk(n, 700))));
+        packets.push(marked(&bulk(4, 300)));
+        let mut flights = vec![flight(
+            other.address,
+            scene.node.address,
+            &other.seal(&sparse),
+        )];
         for packet in &packets {
-            let flight = flight(peer.address, scene.node.address, &peer.seal(packet));
-            assert!(scene.batches.push_received(&flight, local));
+            let sealed = peer.seal(packet);
+            flights.push(flight(peer.address, scene.node.address, &sealed));
         }
-        scene.batches.recv.tell_one();
-        let done = scene.node.inbound(&mut scene.batches, scene.now);
-        let (last, first) = packets.split_last().expect("four");
-        let mut wanted = first.to_vec();
-        if inner != Ecn::NotEct {
-            wanted.push(packet::with_tos(last.clone(), Ecn::Ce.bits()));
+        scene.node.tell();
+        let done = scene.arrive_all(&flights);
+        let mut wanted = vec![sparse];
+        wanted.extend(packets);
+        match inner {
+            Ecn::NotEct => drop(wanted.remove(2)),
+            _ => wanted[2] = packet::with_tos(wanted[2].clone(), Ecn::Ce.bits()),
         }
         assert_eq!(done.delivered, wanted, "{inner:?}");
+        // And nobody after that.
+        assert_eq!(
+            scene
+                .arrive_all(&[flight(
+                    peer.address,
+                    scene.node.address,
+                    &peer.seal(&wanted[1]),
+                )])
+                .delivered,
+            wanted[1..2]
+        );
     }
     assert_eq!(scene.dropped(Reason::InStandingQueue), 1);
     assert_eq!(scene.dropped(Reason::InEcn), 0);

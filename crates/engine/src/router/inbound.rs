@@ -43,6 +43,10 @@ pub struct Inbound {
     opened: Vec<Result<(), warren_wireguard::Forged>>,
     coalescer: Coalescer,
     tally: Tally,
+    /// Bytes that the last batch brought of peers, replays left out.
+    accepted: usize,
+    /// Whether the next batch has one packet that tells its sender that too much waits.
+    tells: bool,
 }
 
 /// What one batch holds of one session, from one place.
@@ -52,31 +56,19 @@ struct Group {
     from: Endpoint,
     /// For [`warren_wireguard::Peer::accept`], in order.
     records: Vec<Record>,
-    /// Where each record's plaintext lies, and what its sender is told.
-    plaintexts: Vec<(Range<usize>, Told)>,
+    /// Where each record's plaintext lies, and its outer mark.
+    plaintexts: Vec<(Range<usize>, Ecn)>,
 }
 
-/// What a packet tells its sender of the way that it took.
-#[derive(Debug, Clone, Copy)]
-struct Told {
-    /// The outer mark.
-    mark: Ecn,
-    /// Why the packet is lost if it has to tell of congestion and can carry no mark.
-    loss: Reason,
-}
-
-impl Told {
-    fn of(datagram: &Datagram) -> Self {
-        match datagram.told {
-            true => Self {
-                mark: Ecn::Ce,
-                loss: Reason::InStandingQueue,
-            },
-            false => Self {
-                mark: datagram.ecn,
-                loss: Reason::InEcn,
-            },
-        }
+impl Group {
+    /// Which of its records tells, if one of this group has to: the first of the longest, which is of
+    /// the flow that fills the session, and not what comes behind it as an end or between.
+    fn teller(&self) -> Option<usize> {
+        let records = self.records.iter().enumerate().rev();
+        records
+            .filter(|(_, record)| record.verdict == Verdict::Accepted && record.len != 0)
+            .max_by_key(|(_, record)| record.len)
+            .map(|(at, _)| at)
     }
 }
 
@@ -92,7 +84,20 @@ impl Inbound {
             opened: Vec::new(),
             coalescer: Coalescer::new(merge),
             tally: Tally::new(),
+            accepted: 0,
+            tells: false,
         }
+    }
+
+    /// Bytes of data messages that the last batch brought and that were neither forged nor replayed.
+    pub fn accepted(&self) -> usize {
+        self.accepted
+    }
+
+    /// Says whether one packet of the next batch is to tell its sender that too much waits here, as one does that met
+    /// congestion on its way: a large one of the session that has most of the batch.
+    pub fn tell(&mut self, tells: bool) {
+        self.tells = tells;
     }
 
     /// The group of this session and place, made if the batch has none yet.
@@ -137,18 +142,26 @@ impl Router {
         edges: &mut dyn Edges,
     ) {
         let tables = self.tables.load();
-        let RecvBatch { arena, datagrams } = batch;
+        let RecvBatch {
+            arena, datagrams, ..
+        } = batch;
         for datagram in datagrams.iter() {
             self.split(scratch, arena, datagram);
         }
         self.receive(scratch, &tables, arena, out, now, edges);
         let mut groups = std::mem::take(&mut scratch.groups);
-        for group in &mut groups[..scratch.used] {
+        scratch.accepted = 0;
+        let tells = std::mem::take(&mut scratch.tells).then(|| largest(&groups[..scratch.used]));
+        for (at, group) in groups[..scratch.used].iter_mut().enumerate() {
             let Some(receiver) = group.receiver.take() else {
                 continue;
             };
             self.accept(scratch, &receiver, group, now);
-            self.admit(scratch, &tables, arena, &receiver, group);
+            let teller = match tells {
+                Some(chosen) if chosen == at => group.teller(),
+                _ => None,
+            };
+            self.admit(scratch, &tables, arena, &receiver, group, teller);
             group.records.clear();
             group.plaintexts.clear();
         }
@@ -248,7 +261,6 @@ impl Router {
         );
         let opened = std::mem::take(&mut scratch.opened);
         let group = scratch.group(&receiver, endpoint_of(datagram.remote, datagram.source));
-        let told = Told::of(datagram);
         let mut forged = 0;
         for (at, (&counter, opened)) in counters.iter().zip(&opened).enumerate() {
             let start = range.start + at * stride;
@@ -259,7 +271,7 @@ impl Router {
             }
             let plaintext = start + DATA_HEADER..end - TAG;
             group.records.push(Record::new(counter, plaintext.len()));
-            group.plaintexts.push((plaintext, told));
+            group.plaintexts.push((plaintext, datagram.ecn));
         }
         scratch.tally.add(Reason::InForged, forged);
         scratch.opened = opened;
@@ -291,6 +303,7 @@ impl Router {
                 Verdict::Expired => scratch.tally.count(Reason::InSessionExpired),
             }
         }
+        scratch.accepted += bytes;
         let peer = &receiver.peer;
         peer.rx_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         peer.rx_packets.fetch_add(packets, Ordering::Relaxed);
@@ -304,13 +317,16 @@ impl Router {
         arena: &mut [u8],
         receiver: &Receiver,
         group: &Group,
+        teller: Option<usize>,
     ) {
-        for (record, (plaintext, told)) in group.records.iter().zip(&group.plaintexts) {
+        let records = group.records.iter().zip(&group.plaintexts).enumerate();
+        for (at, (record, (plaintext, outer))) in records {
             if record.verdict != Verdict::Accepted || plaintext.is_empty() {
                 continue;
             }
             let bytes = &mut arena[plaintext.clone()];
-            match admit(tables, bytes, *told, receiver) {
+            let tells = teller == Some(at);
+            match admit(tables, bytes, *outer, tells, receiver) {
                 Ok(len) => scratch
                     .coalescer
                     .push(arena, plaintext.start..plaintext.start + len),
@@ -324,7 +340,8 @@ impl Router {
 fn admit(
     tables: &Tables,
     bytes: &mut [u8],
-    told: Told,
+    outer: Ecn,
+    tells: bool,
     receiver: &Receiver,
 ) -> Result<usize, Reason> {
     let packet = ip::Packet::parse(bytes).map_err(|_| Reason::InInnerMalformed)?;
@@ -338,6 +355,18 @@ fn admit(
     {
         return Err(Reason::InNotForUs);
     }
-    ecn::apply(&mut bytes[..len], told.mark).map_err(|_| told.loss)?;
+    let (outer, loss) = match tells && outer != Ecn::Ce {
+        true => (Ecn::Ce, Reason::InStandingQueue),
+        false => (outer, Reason::InEcn),
+    };
+    ecn::apply(&mut bytes[..len], outer).map_err(|_| loss)?;
     Ok(len)
+}
+
+/// Which of the groups has the most bytes.
+fn largest(groups: &[Group]) -> usize {
+    let bytes = |group: &Group| -> usize { group.records.iter().map(|record| record.len).sum() };
+    (0..groups.len())
+        .max_by_key(|&at| bytes(&groups[at]))
+        .unwrap_or_default()
 }
