@@ -239,18 +239,8 @@ impl Setting<'_> {
             Case::Shed if name == Some(WARREN) => self.shed(),
             Case::Lookups if name == Some(WARREN) => self.lookups(),
             Case::Shed | Case::Lookups => return Ok(None),
-            // Of all subjects in turn, by `ping`.
-            Case::Ping => return Ok(None),
-            Case::PingLoaded => {
-                let load = load::streams(self.bed, to, 1)?;
-                self.pace.rest(self.warm_up())?;
-                let echoes = self.echoes(&[to], Duration::from_millis(4))?.remove(0);
-                ensure!(
-                    load.arrived.bytes.load(Relaxed) > 0,
-                    "nothing was carried beside the echoes"
-                );
-                echoes
-            }
+            // Of all subjects in turn, by `ping` and `ping_loaded`.
+            Case::Ping | Case::PingLoaded => return Ok(None),
             Case::Peers => match subject.program {
                 Some(program) => self.idle_peers(program)?,
                 None => return Ok(None),
@@ -487,32 +477,41 @@ impl Setting<'_> {
         let to: Vec<_> = (subjects.iter())
             .map(|subject| subject.address(Side::B))
             .collect();
-        self.echoes(&to, Duration::from_millis(2))
+        let times = load::echoes(
+            self.bed,
+            &to,
+            self.echoes(),
+            Duration::from_millis(2),
+            self.pace,
+        )?;
+        Ok(times.iter().map(|times| figures_of(times)).collect())
     }
 
-    fn echoes(&self, to: &[std::net::Ipv4Addr], interval: Duration) -> Result<Vec<Figures>> {
-        // Of fewer than a thousand the p99 is what happened to one or two.
-        let count = if self.smoke { 20 } else { 1000 };
-        let times = load::echoes(self.bed, to, count, interval, self.pace)?;
-        let figures = |times: &Vec<RoundTrip>| {
-            let [network, program] = [
-                |time: &RoundTrip| time.network,
-                |time: &RoundTrip| time.program,
-            ]
-            .map(|part| {
-                let mut times: Vec<Duration> = times.iter().map(part).collect();
-                times.sort();
-                move |share: f64| {
-                    times[((times.len() - 1) as f64 * share).round() as usize].as_secs_f64() * 1e6
-                }
-            });
-            Figures::from([
-                ("p50 us", network(0.5)),
-                ("p99 us", network(0.99)),
-                ("p99 us to the program", program(0.99)),
-            ])
-        };
-        Ok(times.iter().map(figures).collect())
+    /// Echoes beside one stream to all subjects in turn, some to each and then some more, for the same reason.
+    pub(crate) fn ping_loaded(&self, subjects: &[&Subject<'_>]) -> Result<Vec<Figures>> {
+        const TURNS: usize = 8;
+        let mut times = vec![Vec::new(); subjects.len()];
+        for turn in 0..TURNS {
+            for step in 0..subjects.len() {
+                let at = (turn + step) % subjects.len();
+                let to = subjects[at].address(Side::B);
+                let load = load::streams(self.bed, to, 1)?;
+                self.pace.rest(self.warm_up())?;
+                let count = self.echoes().div_ceil(TURNS);
+                let pause = Duration::from_millis(4);
+                times[at].extend(load::echoes(self.bed, &[to], count, pause, self.pace)?.remove(0));
+                ensure!(
+                    load.arrived.bytes.load(Relaxed) > 0,
+                    "nothing was carried beside the echoes"
+                );
+            }
+        }
+        Ok(times.iter().map(|times| figures_of(times)).collect())
+    }
+
+    /// Of fewer than a thousand the p99 is what happened to one or two.
+    fn echoes(&self) -> usize {
+        if self.smoke { 20 } else { 1000 }
     }
 
     /// A fresh process gets many peers in one request and shows them in another.
@@ -570,4 +569,20 @@ struct Window {
     datagrams: f64,
     busy: f64,
     daemons: f64,
+}
+
+fn figures_of(echoes: &[RoundTrip]) -> Figures {
+    let percentile = |share: f64, part: fn(&RoundTrip) -> Duration| {
+        let mut times: Vec<Duration> = echoes.iter().map(part).collect();
+        times.sort();
+        times[((times.len() - 1) as f64 * share).round() as usize].as_secs_f64() * 1e6
+    };
+    Figures::from([
+        ("p50 us", percentile(0.5, |echo| echo.network)),
+        ("p99 us", percentile(0.99, |echo| echo.network)),
+        (
+            "p99 us to the program",
+            percentile(0.99, |echo| echo.program),
+        ),
+    ])
 }

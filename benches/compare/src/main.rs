@@ -186,8 +186,8 @@ fn run_round(
         }
     }
     for (turn, case) in cases.iter().enumerate() {
-        if *case == Case::Ping {
-            ping(round, setting, &subjects, report)?;
+        if matches!(case, Case::Ping | Case::PingLoaded) {
+            ping(round, *case, setting, &subjects, report)?;
             continue;
         }
         // Nobody is always first.
@@ -224,21 +224,26 @@ fn run_round(
     Ok(())
 }
 
-/// Idle echoes of all, but for the device that has no cipher.
+/// Echoes of all, but for the device that has no cipher.
 fn ping(
     round: usize,
+    case: Case,
     setting: &Setting<'_>,
     subjects: &[(&str, Subject<'_>)],
     report: &mut Report,
 ) -> Result<()> {
-    progress(&format!("round {}: {:?} on all", round + 1, Case::Ping));
+    progress(&format!("round {}: {case:?} on all", round + 1));
     let (names, pinged): (Vec<_>, Vec<_>) = (subjects.iter())
         .filter(|(name, _)| *name != NULL)
         .map(|(name, subject)| (*name, subject))
         .unzip();
     let loop_step_ns = clock::loop_step_ns();
-    let case = format!("{:?}", Case::Ping);
-    match setting.ping(&pinged) {
+    let figures = match case {
+        Case::PingLoaded => setting.ping_loaded(&pinged),
+        _ => setting.ping(&pinged),
+    };
+    let case = format!("{case:?}");
+    match figures {
         Ok(all) => report
             .samples
             .extend(names.iter().zip(all).map(|(name, figures)| Sample {
