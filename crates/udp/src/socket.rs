@@ -90,7 +90,8 @@ impl Socket {
     }
 
     /// Appends what has arrived to `batch`, as far as there is room, and answers how many messages
-    /// that were. Zero means that nothing is there, or that the batch is full.
+    /// that were. Zero means that nothing is there, or that the batch is full. [`RecvBatch::more`] tells
+    /// whether more may wait.
     ///
     /// Datagrams that do not fit their slot are dropped and counted, and so are the errors that a
     /// socket collects from the network; see [`Self::counters`]. An error that is answered is a bug.
