@@ -542,8 +542,9 @@ impl Setting<'_> {
         let configured = watch.elapsed();
         let after = process.memory_kib("VmRSS")?;
         let watch = Stopwatch::start();
-        let lines = process.ask("get=1\n\n").context("showing")?;
+        let answer = process.ask("get=1\n\n").context("showing")?;
         let shown = watch.elapsed();
+        let lines = answer.lines().count();
         ensure!(
             lines > 3 * self.peers,
             "{lines} lines cannot show {} peers",

@@ -1,7 +1,7 @@
 //! The programs that are compared, and one of them running as a pair of devices.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -182,22 +182,31 @@ impl Process {
         Ok(line.trim().trim_end_matches(" kB").parse()?)
     }
 
-    /// Sends a request of the cross-platform interface and returns the answer's lines and their
-    /// number; an errno that is not 0 is an error.
-    pub(crate) fn ask(&self, request: &str) -> Result<usize> {
+    /// Sends a request of the cross-platform interface and returns the answer; an errno that is not
+    /// 0 is an error.
+    ///
+    /// It looks at the end of the answer alone, so that the time it takes is the program's.
+    pub(crate) fn ask(&self, request: &str) -> Result<String> {
+        const ERRNO_LINE_MAX: usize = 32;
         let mut stream = UnixStream::connect(&self.socket)?;
         stream.set_read_timeout(Some(Duration::from_secs(120)))?;
         stream.write_all(request.as_bytes())?;
-        let mut lines = 0;
-        for line in BufReader::with_capacity(1 << 16, stream).lines() {
-            let line = line?;
-            match line.strip_prefix("errno=") {
-                Some("0") => return Ok(lines),
-                Some(errno) => bail!("errno {errno}"),
-                None => lines += 1,
+        let mut answer = Vec::new();
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            let count = stream.read(&mut buffer)?;
+            ensure!(count > 0, "the answer was cut off");
+            answer.extend_from_slice(&buffer[..count]);
+            let end = &answer[answer.len().saturating_sub(ERRNO_LINE_MAX)..];
+            let end = String::from_utf8_lossy(end);
+            match end.lines().find_map(|line| line.strip_prefix("errno=")) {
+                Some(errno) if end.ends_with('\n') => {
+                    ensure!(errno == "0", "errno {errno}");
+                    return Ok(String::from_utf8(answer)?);
+                }
+                _ => {}
             }
         }
-        bail!("the answer was cut off")
     }
 }
 

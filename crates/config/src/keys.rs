@@ -4,6 +4,7 @@
 //! drop, compared in constant time, and their `Debug` says only that they are secrets.
 
 use std::fmt;
+use std::ops::Deref;
 use std::str::FromStr;
 
 use base64::Engine as _;
@@ -43,9 +44,9 @@ impl PublicKey {
         &self.0
     }
 
-    /// 64 lowercase hexadecimal digits, the UAPI's form.
-    pub fn to_hex(&self) -> String {
-        hex_of(&self.0)
+    /// The UAPI's form.
+    pub fn to_hex(&self) -> Hex {
+        Hex::of(&self.0)
     }
 
     /// Reads the UAPI's form, 64 hexadecimal digits of either case.
@@ -75,9 +76,9 @@ impl PrivateKey {
         PublicKey(x25519_dalek::PublicKey::from(&secret).to_bytes())
     }
 
-    /// The UAPI's form. The text is as secret as the key: zeroize it after use.
-    pub fn to_hex(&self) -> String {
-        hex_of(&self.0)
+    /// The UAPI's form. The text is as secret as the key.
+    pub fn to_hex(&self) -> Hex {
+        Hex::of(&self.0)
     }
 
     /// The form of configuration files. The text is as secret as the key: zeroize it after use.
@@ -105,9 +106,9 @@ impl PresharedKey {
         &self.0
     }
 
-    /// The UAPI's form. The text is as secret as the key: zeroize it after use.
-    pub fn to_hex(&self) -> String {
-        hex_of(&self.0)
+    /// The UAPI's form. The text is as secret as the key.
+    pub fn to_hex(&self) -> Hex {
+        Hex::of(&self.0)
     }
 
     /// The form of configuration files. The text is as secret as the key: zeroize it after use.
@@ -120,6 +121,48 @@ impl PresharedKey {
         bytes_of_hex(text).map(Self::from_bytes)
     }
 }
+
+/// A key as 64 lowercase hexadecimal digits, the UAPI's form. Zeroized on drop, as it may be a secret.
+pub struct Hex([u8; 2 * KEY_LEN]);
+
+impl Hex {
+    /// "No key" in the UAPI.
+    pub(crate) const ZERO: Self = Self([b'0'; 2 * KEY_LEN]);
+
+    fn of(bytes: &[u8; KEY_LEN]) -> Self {
+        let mut digits = [0; 2 * KEY_LEN];
+        for (pair, byte) in digits.chunks_exact_mut(2).zip(bytes) {
+            for (digit, nibble) in pair.iter_mut().zip([byte >> 4, byte & 15]) {
+                *digit = b"0123456789abcdef"[usize::from(nibble)];
+            }
+        }
+        let hex = Self(digits);
+        digits.zeroize();
+        hex
+    }
+}
+
+impl Deref for Hex {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        str::from_utf8(&self.0).expect("digits are UTF-8")
+    }
+}
+
+impl fmt::Display for Hex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self)
+    }
+}
+
+impl Drop for Hex {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl ZeroizeOnDrop for Hex {}
 
 /// Why a text is no key. Says nothing of the text itself, which may be a secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -217,16 +260,6 @@ impl PartialEq for PresharedKey {
 }
 
 impl Eq for PresharedKey {}
-
-fn hex_of(bytes: &[u8; KEY_LEN]) -> String {
-    let mut text = String::with_capacity(2 * KEY_LEN);
-    for byte in bytes {
-        for nibble in [byte >> 4, byte & 15] {
-            text.push(char::from(b"0123456789abcdef"[usize::from(nibble)]));
-        }
-    }
-    text
-}
 
 fn bytes_of_hex(text: &str) -> Result<[u8; KEY_LEN], KeyError> {
     let digits = text.as_bytes();

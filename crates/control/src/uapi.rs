@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use warren_config::uapi::{Errno, LINE_MAX, Parser, Refusal, Request, write_errno, write_status};
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 use crate::server::{Connection, Handler};
 use crate::{Device, Limits, Listener, Server};
@@ -23,7 +23,7 @@ pub fn serve(listener: Listener, device: Arc<dyn Device>, limits: Limits) -> io:
 
 /// Room for what is received and for what is sent. Both hold keys in the clear and never grow, since
 /// growing would leave copies.
-const BUFFER: usize = 16 * LINE_MAX;
+const BUFFER: usize = 64 * LINE_MAX;
 
 struct Uapi {
     device: Arc<dyn Device>,
@@ -106,7 +106,7 @@ impl<'a> Answer<'a> {
 
     fn flush(&mut self) -> io::Result<()> {
         let sent = self.connection.send(&self.buffer);
-        self.buffer.as_mut_slice().zeroize();
+        // What the next text does not cover is zeroized with the buffer, at the end of the answer.
         self.buffer.clear();
         sent
     }

@@ -2,9 +2,8 @@
 
 use std::fmt;
 
-use zeroize::Zeroizing;
-
 use super::Errno;
+use crate::keys::Hex;
 use crate::{DeviceStatus, PeerStatus, PresharedKey, PublicKey};
 
 /// Writes the answer to `get=1`: every line in wireguard-go's order, `errno=0` and the blank line.
@@ -13,8 +12,7 @@ use crate::{DeviceStatus, PeerStatus, PresharedKey, PublicKey};
 /// The text contains the private key and the preshared keys: `out` is to be zeroized.
 pub fn write_status(out: &mut impl fmt::Write, status: &DeviceStatus) -> fmt::Result {
     if let Some(key) = &status.private_key {
-        let hex = Zeroizing::new(key.to_hex());
-        writeln!(out, "private_key={}", *hex)?;
+        write_line(out, "private_key=", &key.to_hex())?;
     }
     if status.listen_port != 0 {
         writeln!(out, "listen_port={}", status.listen_port)?;
@@ -38,12 +36,10 @@ pub fn write_errno(out: &mut impl fmt::Write, result: Result<(), Errno>) -> fmt:
 }
 
 fn write_peer(out: &mut impl fmt::Write, key: &PublicKey, peer: &PeerStatus) -> fmt::Result {
-    writeln!(out, "public_key={}", key.to_hex())?;
-    let preshared_key = Zeroizing::new(match &peer.config.preshared_key {
-        Some(key) => PresharedKey::to_hex(key),
-        None => "0".repeat(64),
-    });
-    writeln!(out, "preshared_key={}", *preshared_key)?;
+    write_line(out, "public_key=", &key.to_hex())?;
+    let preshared_key = peer.config.preshared_key.as_ref();
+    let preshared_key = preshared_key.map_or(Hex::ZERO, PresharedKey::to_hex);
+    write_line(out, "preshared_key=", &preshared_key)?;
     out.write_str("protocol_version=1\n")?;
     if let Some(endpoint) = peer.endpoint {
         // The scope of a link-local address is written as a number, which every reader takes.
@@ -60,6 +56,13 @@ fn write_peer(out: &mut impl fmt::Write, key: &PublicKey, peer: &PeerStatus) -> 
         writeln!(out, "allowed_ip={prefix}")?;
     }
     Ok(())
+}
+
+/// As `writeln!`, but a key does not go through the machinery of formats: of thousands it shows.
+fn write_line(out: &mut impl fmt::Write, name: &str, value: &str) -> fmt::Result {
+    out.write_str(name)?;
+    out.write_str(value)?;
+    out.write_str("\n")
 }
 
 #[cfg(test)]

@@ -120,16 +120,27 @@ impl Router {
                 .map(|identity| identity.private().clone()),
             ..DeviceStatus::default()
         };
-        let mut allowed_ips = vec![Vec::new(); tables.peers.len()];
-        for (prefix, id) in tables.allowed_ips.iter() {
-            allowed_ips[id.0 as usize].push(prefix);
-        }
-        for (handle, allowed_ips) in tables.peers.iter().zip(allowed_ips) {
-            let Some(handle) = handle else { continue };
+        // Peers are read as they lie in memory, and put into their order by what is small.
+        let mut prefixes: Vec<_> = (tables.allowed_ips.iter())
+            .map(|(prefix, id)| (id, prefix))
+            .collect();
+        prefixes.sort_unstable();
+        let mut peers = Vec::with_capacity(tables.peers.len());
+        for handle in tables.peers.iter().flatten() {
             let mut peer = self.status_of(handle, now, wall);
-            peer.config.allowed_ips = allowed_ips.into_iter().collect();
-            status.peers.insert(*handle.public_key(), peer);
+            let first = prefixes.partition_point(|&(id, _)| id < handle.id());
+            let own = (prefixes[first..].iter()).take_while(|&&(id, _)| id == handle.id());
+            (peer.config.allowed_ips).extend(own.map(|&(_, prefix)| prefix));
+            peers.push(Some(peer));
         }
+        let mut order: Vec<_> = (tables.peers.iter().flatten())
+            .map(|handle| *handle.public_key())
+            .zip(0_usize..)
+            .collect();
+        order.sort_unstable();
+        status.peers = (order.into_iter())
+            .filter_map(|(key, at)| Some((key, peers[at].take()?)))
+            .collect();
         status
     }
 
