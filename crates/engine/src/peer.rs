@@ -30,8 +30,9 @@ pub(crate) struct PeerHandle {
     removed: AtomicBool,
     /// The deadline for which control will wake up, in nanoseconds since boot.
     armed: AtomicU64,
-    /// The secret shared with the identity that last had a handshake with the peer.
-    shared: Mutex<Option<(PublicKey, StaticShared)>>,
+    /// The secret shared with the identity that last had a handshake with the peer. Boxed, since most
+    /// of ten thousand peers never have one.
+    shared: Mutex<Option<Box<(PublicKey, StaticShared)>>>,
     pub(crate) rx_bytes: AtomicU64,
     pub(crate) tx_bytes: AtomicU64,
     pub(crate) rx_packets: AtomicU64,
@@ -113,13 +114,13 @@ impl PeerHandle {
     /// The secret that this peer shares with `identity`: a curve operation the first time.
     pub(crate) fn shared_with(&self, identity: &Identity) -> Result<StaticShared, LowOrderKey> {
         let mut cached = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((with, shared)) = &*cached
+        if let Some((with, shared)) = cached.as_deref()
             && with == identity.public()
         {
             return Ok(shared.clone());
         }
         let shared = identity.shared_with(&self.public_key)?;
-        *cached = Some((*identity.public(), shared.clone()));
+        *cached = Some(Box::new((*identity.public(), shared.clone())));
         Ok(shared)
     }
 }

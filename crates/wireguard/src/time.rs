@@ -5,6 +5,7 @@
 //! carries against replay; [`Tai64nClock`] makes sure that it never goes backwards.
 
 use std::fmt;
+use std::num::NonZero;
 use std::ops::Add;
 use std::time::Duration;
 
@@ -12,9 +13,10 @@ use warren_config::WallTime;
 
 /// A point in time, in nanoseconds since boot.
 ///
-/// All arithmetic saturates: a clock that jumps, either way, never causes a panic.
+/// All arithmetic saturates: a clock that jumps, either way, never causes a panic. Never 0, so that an
+/// `Option` of it, of which a peer has a dozen, is no larger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Instant(u64);
+pub struct Instant(NonZero<u64>);
 
 /// A TAI64N timestamp, as initiations carry it. Orders as time does.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -50,26 +52,29 @@ const NANOS_PER_SEC: u64 = 1_000_000_000;
 const WHITENING: u64 = 1 << 24;
 
 impl Instant {
-    /// The point in time `nanos` nanoseconds after boot.
+    /// The point in time `nanos` nanoseconds after boot. The boot itself is taken for a nanosecond later.
     pub const fn from_nanos(nanos: u64) -> Self {
-        Self(nanos)
+        match NonZero::new(nanos) {
+            Some(nanos) => Self(nanos),
+            None => Self(NonZero::<u64>::MIN),
+        }
     }
 
-    /// Nanoseconds since boot.
+    /// Nanoseconds since boot, at least 1.
     pub const fn as_nanos(self) -> u64 {
-        self.0
+        self.0.get()
     }
 
     /// The time from `earlier` to this, zero if `earlier` is in fact later.
     pub const fn saturating_duration_since(self, earlier: Self) -> Duration {
-        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+        Duration::from_nanos(self.as_nanos().saturating_sub(earlier.as_nanos()))
     }
 
     /// The later point in time, or the end of all.
     pub const fn saturating_add(self, duration: Duration) -> Self {
         let nanos = duration.as_nanos();
         if nanos > u64::MAX as u128 {
-            return Self(u64::MAX);
+            return Self(NonZero::<u64>::MAX);
         }
         Self(self.0.saturating_add(nanos as u64))
     }
@@ -239,10 +244,9 @@ mod tests {
     fn time_at_its_ends_saturates() {
         let end = Instant::from_nanos(u64::MAX);
         assert_eq!(end + Duration::MAX, end);
-        assert_eq!(
-            Instant::from_nanos(0).saturating_duration_since(end),
-            Duration::ZERO
-        );
+        let boot = Instant::from_nanos(0);
+        assert_eq!(boot.saturating_duration_since(end), Duration::ZERO);
+        assert_eq!(boot, Instant::from_nanos(1));
         let far = WallTime(Duration::MAX);
         let mut clock = Tai64nClock::without_ceiling();
         assert!(clock.stamp(far).is_ok() && clock.stamp(far).is_ok());
