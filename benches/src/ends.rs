@@ -67,10 +67,14 @@ pub fn forgeries(callers: &mut [End]) -> RecvBatch {
 
 /// Puts a message into a batch, as a datagram of its own from one site with many peers.
 pub fn push(batch: &mut RecvBatch, message: &[u8]) {
+    push_from(ADDRESSES[0].parse().expect("an address"), batch, message);
+}
+
+/// As [`push`], from elsewhere.
+pub fn push_from(remote: SocketAddr, batch: &mut RecvBatch, message: &[u8]) {
     let start = batch.datagrams.last().map_or(0, |last| last.range.end);
     let range = start..start + message.len();
     batch.arena[range.clone()].copy_from_slice(message);
-    let remote: SocketAddr = ADDRESSES[0].parse().expect("an address");
     batch.datagrams.push(Datagram {
         stride: range.len(),
         range,

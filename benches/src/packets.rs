@@ -1,5 +1,7 @@
 //! Packets as a TUN delivers them: large ones to be cut, small ones whose checksum is to be finished.
 
+use std::net::Ipv4Addr;
+
 use warren_packet::batch::ReadBatch;
 use warren_packet::checksum::{Sum, pseudo};
 use warren_packet::vnet;
@@ -130,24 +132,47 @@ pub const BULK_BYTES: usize = SEGMENTS * (MTU - 40);
 /// One large packet of TCP, of segments that fill the MTU.
 pub fn bulk() -> ReadBatch {
     let mut batch = ReadBatch::new(0, 64);
-    let packet = Kind::Tcp4.packet(0, SEGMENTS, BULK_BYTES / SEGMENTS);
-    read(&mut batch, &packet);
+    let (header, packet) = Kind::Tcp4.packet(0, SEGMENTS, BULK_BYTES / SEGMENTS);
+    read(&mut batch, &header, &packet);
     batch
 }
 
 /// `count` packets of UDP of `len` bytes each.
 pub fn datagrams(count: u16, len: usize) -> ReadBatch {
-    let room = usize::from(count) * (len + 128);
-    let mut batch = ReadBatch::new(room + (1 << 16), usize::from(count));
+    let mut batch = batch_for(usize::from(count), usize::from(count) * len);
     for number in 0..count {
         let size = len - Kind::Udp4.headers();
-        read(&mut batch, &Kind::Udp4.packet(number, 1, size));
+        let (header, packet) = Kind::Udp4.packet(number, 1, size);
+        read(&mut batch, &header, &packet);
     }
     batch
 }
 
+/// A packet of UDP over IPv4 of `len` bytes between these, with both of its checksums.
+pub fn datagram(from: Ipv4Addr, to: Ipv4Addr, len: usize) -> Vec<u8> {
+    let kind = Kind::Udp4;
+    let (_, mut packet) = kind.packet(0, 1, len - kind.headers());
+    packet[12..16].copy_from_slice(&from.octets());
+    packet[16..20].copy_from_slice(&to.octets());
+    put16(&mut packet, 10, 0);
+    let sum = Sum::of(&packet[..20]).checksum();
+    put16(&mut packet, 10, usize::from(sum));
+    let transport = kind.transport();
+    put16(&mut packet, transport + 6, 0);
+    let sum = pseudo(&packet[12..20], UDP).word((len - transport) as u16);
+    let sum = sum.bytes(&packet[transport..]).udp_checksum();
+    put16(&mut packet, transport + 6, usize::from(sum));
+    packet
+}
+
+/// A batch with room for so many packets, which are so long together.
+pub fn batch_for(count: usize, bytes: usize) -> ReadBatch {
+    // A queue is read only while there is room for the largest packet.
+    ReadBatch::new(bytes + count * 128 + (1 << 16), count)
+}
+
 /// Puts a packet into a batch, as a queue does.
-fn read(batch: &mut ReadBatch, (header, packet): &(vnet::Header, Vec<u8>)) {
+pub fn read(batch: &mut ReadBatch, header: &vnet::Header, packet: &[u8]) {
     let spare = batch.spare().expect("room for the packet");
     spare[..vnet::LEN].copy_from_slice(&header.encode());
     spare[vnet::LEN..][..packet.len()].copy_from_slice(packet);
