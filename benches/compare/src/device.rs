@@ -14,7 +14,7 @@ use base64::prelude::BASE64_STANDARD;
 use crate::bed::{Bed, Side};
 use crate::clock::{Pace, Stopwatch};
 use crate::load::ping_once;
-use crate::report::WARREN;
+use crate::report::{LIBRARY, WARREN};
 
 /// A program that makes an interface of the name that stands for `{}` among its arguments, stays in
 /// the foreground and listens for wg(8).
@@ -34,6 +34,7 @@ impl Program {
             // One thread: boringtun's are on one queue each and more of them put packets out of order.
             "boringtun-cli" => "--foreground --disable-drop-privileges --threads 1 {}",
             "gotatun" => "--foreground --disable-drop-privileges {}",
+            LIBRARY => "-f --aead library {}",
             _ => "-f {}",
         };
         Program::new(name, path, arguments)

@@ -30,7 +30,7 @@ use bed::Bed;
 use case::{Case, Setting, Subject};
 use clock::{Pace, Ticks};
 use device::{Pair, Program};
-use report::{Failure, NULL, PEERS, Report, Sample, WARREN, WIRE};
+use report::{Failure, LIBRARY, NULL, PEERS, Report, Sample, WARREN, WIRE};
 
 /// Run Warren, wireguard-go, gotatun and boringtun-cli side by side in network namespaces.
 ///
@@ -52,8 +52,8 @@ struct Options {
     /// Only these cases.
     #[arg(long, value_delimiter = ',')]
     only: Vec<Case>,
-    /// Only these of warren, warren-null (which leaves the cipher out), wireguard-go, gotatun and
-    /// boringtun-cli.
+    /// Only these of warren, warren-library (which seals packet by packet, by the library alone),
+    /// warren-null (which leaves the cipher out), wireguard-go, gotatun and boringtun-cli.
     #[arg(long = "device", value_name = "NAME")]
     devices: Vec<String>,
     /// One more program: a name and a command line in which {} stands for the interface.
@@ -74,9 +74,12 @@ struct Options {
     /// How many idle peers are configured and shown.
     #[arg(long, default_value_t = 10_000)]
     peers: usize,
-    /// Keep the raw results here.
+    /// Keep the raw results here [default: compare/DATE-COMMIT.json beside the folder of this program]
     #[arg(long, value_name = "PATH")]
     json: Option<PathBuf>,
+    /// Fail if a figure does not reach its bar.
+    #[arg(long)]
+    strict: bool,
     /// Run each case once and briefly, to see that everything works; the figures mean little.
     #[arg(long)]
     smoke: bool,
@@ -136,10 +139,10 @@ fn compare(options: &Options) -> Result<bool> {
     let mut devices = vec![WIRE.to_owned()];
     devices.extend(programs.iter().map(|program| program.name.clone()));
     print!("{}", report.tables(&devices, &options.reference)?);
-    if let Some(path) = &options.json {
-        report.write_json(path)?;
-    }
-    Ok(report.failures.is_empty())
+    let path = options.json.clone().map_or_else(|| report.place(), Ok)?;
+    report.write_json(&path)?;
+    eprintln!("The raw results are in {}.", path.display());
+    Ok(report.failures.is_empty() && !(options.strict && report.is_short()?))
 }
 
 /// Fresh pairs of all programs at once, which cost nothing while they are idle, and each case on each.
@@ -224,7 +227,7 @@ fn run_round(
     Ok(())
 }
 
-/// Echoes of all, but for the device that has no cipher.
+/// Echoes of all, but for those that differ from Warren in their cipher alone.
 fn ping(
     round: usize,
     case: Case,
@@ -234,7 +237,7 @@ fn ping(
 ) -> Result<()> {
     progress(&format!("round {}: {case:?} on all", round + 1));
     let (names, pinged): (Vec<_>, Vec<_>) = (subjects.iter())
-        .filter(|(name, _)| *name != NULL)
+        .filter(|(name, _)| ![NULL, LIBRARY].contains(name))
         .map(|(name, subject)| (*name, subject))
         .unzip();
     let loop_step_ns = clock::loop_step_ns();
@@ -267,25 +270,28 @@ fn ping(
 }
 
 fn programs(options: &Options) -> Result<Vec<Program>> {
-    const KNOWN: [&str; 5] = [WARREN, NULL, "wireguard-go", "gotatun", "boringtun-cli"];
+    let known = [&[WARREN, LIBRARY, NULL], &PEERS[..]].concat();
     if let Some(unknown) = options
         .devices
         .iter()
-        .find(|name| !KNOWN.contains(&name.as_str()))
+        .find(|name| !known.contains(&name.as_str()))
     {
         bail!(
             "no device is called {unknown}; there are {}",
-            KNOWN.join(", ")
+            known.join(", ")
         );
     }
     let chosen = |name: &&str| {
         options.devices.is_empty() || options.devices.iter().any(|device| device == *name)
     };
     let mut programs = Vec::new();
-    if chosen(&WARREN) {
+    let own: Vec<&str> = [WARREN, LIBRARY].into_iter().filter(chosen).collect();
+    if !own.is_empty() {
         let build = || build_warren(&[]);
         let path = options.warren.clone().map_or_else(build, Ok)?;
-        programs.push(Program::known(WARREN, &path)?);
+        for name in own {
+            programs.push(Program::known(name, &path)?);
+        }
     }
     if options.null.is_some() || chosen(&NULL) {
         let path = options.null.clone().map_or_else(build_null, Ok)?;

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::bars::{Against, BARS, Bar};
+use crate::bars::{Against, BARS, Bar, SHORT};
 use crate::case::{Case, Figures, larger_is_better};
 use crate::device::Program;
 
@@ -20,6 +20,9 @@ pub(crate) const WARREN: &str = "warren";
 
 /// Warren without a cipher.
 pub(crate) const NULL: &str = "warren-null";
+
+/// Warren with the library's cipher alone, beside which stands what `warren-aead` gains.
+pub(crate) const LIBRARY: &str = "warren-library";
 
 const WIREGUARD_GO: &str = "wireguard-go";
 
@@ -95,6 +98,18 @@ impl Report {
         })
     }
 
+    /// Where the raw results go if nobody says: beside the folder of this program, which is
+    /// cargo's for what it builds.
+    pub(crate) fn place(&self) -> Result<PathBuf> {
+        let program = std::env::current_exe()?;
+        let built = program.ancestors().nth(2).context("a program of cargo")?;
+        let folder = built.join("compare");
+        fs::create_dir_all(&folder)
+            .with_context(|| format!("{} cannot be made", folder.display()))?;
+        let name = format!("{}-{}.json", self.machine.date, self.machine.commit);
+        Ok(folder.join(name.replace(' ', "-").replace(':', "")))
+    }
+
     pub(crate) fn write_json(&self, path: &Path) -> Result<()> {
         let text = serde_json::to_string_pretty(self)?;
         fs::write(path, text + "\n")
@@ -164,17 +179,19 @@ impl Report {
         let mut measured = 0;
         for bar in &BARS {
             let larger = larger_is_better(bar.figure);
-            let [least, aim] = bar.wanted_on(self.machine.avx512ifma);
+            let wanted = bar.wanted_on(self.machine.avx512ifma);
             let sign = if larger { ">=" } else { "<=" };
+            let [least, aim] = wanted.map_or(["-", "-"].map(str::to_owned), |wanted| {
+                wanted.map(|wanted| format!("{sign} {wanted}"))
+            });
             let rival = self.rival(bar);
             let (shown, verdict) = match Spread::of(&mut self.against(bar, rival)) {
                 Some(spread) => {
                     measured += 1;
                     // What must never happen may not happen in any round.
-                    let value = if least == 0.0 {
-                        spread.most
-                    } else {
-                        spread.median
+                    let value = match wanted {
+                        Some([0.0, _]) => spread.most,
+                        _ => spread.median,
                     };
                     let verdict = bar.verdict(value, larger, self.machine.avx512ifma);
                     (spread.show(), verdict)
@@ -186,12 +203,13 @@ impl Report {
                 match (bar.against, rival) {
                     (Against::Nothing, _) => "-".to_owned(),
                     (Against::WireguardGo, _) => WIREGUARD_GO.to_owned(),
+                    (Against::Library, _) => LIBRARY.to_owned(),
                     (Against::BestPeer, None) => "the best peer".to_owned(),
                     (Against::BestPeer, Some(peer)) => format!("{peer} (the best)"),
                 },
                 shown,
-                format!("{sign} {least}"),
-                format!("{sign} {aim}"),
+                least,
+                aim,
                 verdict.to_owned(),
             ]);
         }
@@ -213,6 +231,13 @@ impl Report {
             "\nAllocations per packet are counted elsewhere: `cargo test -p warren-tests-simulation --test allocations`."
         )?;
         Ok(())
+    }
+
+    /// Whether something was measured that does not reach its bar.
+    pub(crate) fn is_short(&self) -> Result<bool> {
+        let mut text = String::new();
+        self.bars(&mut text)?;
+        Ok(text.contains(SHORT))
     }
 
     /// The figure of one device in one round.
@@ -272,6 +297,7 @@ impl Report {
         match bar.against {
             Against::Nothing => None,
             Against::WireguardGo => Some(WIREGUARD_GO),
+            Against::Library => Some(LIBRARY),
             Against::BestPeer => self.best(bar.case, bar.figure, &PEERS),
         }
     }
