@@ -4,13 +4,12 @@
 //! drop, compared in constant time, and their `Debug` says only that they are secrets.
 
 use std::fmt;
-use std::ops::Deref;
 use std::str::FromStr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use subtle::ConstantTimeEq;
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 /// Length of every key, in bytes.
 const KEY_LEN: usize = 32;
@@ -45,8 +44,8 @@ impl PublicKey {
     }
 
     /// The UAPI's form.
-    pub fn to_hex(&self) -> Hex {
-        Hex::of(&self.0)
+    pub fn to_hex(&self) -> String {
+        hex_of(&self.0)
     }
 
     /// Reads the UAPI's form, 64 hexadecimal digits of either case.
@@ -76,9 +75,9 @@ impl PrivateKey {
         PublicKey(x25519_dalek::PublicKey::from(&secret).to_bytes())
     }
 
-    /// The UAPI's form. The text is as secret as the key.
-    pub fn to_hex(&self) -> Hex {
-        Hex::of(&self.0)
+    /// The UAPI's form. The text is as secret as the key: zeroize it after use.
+    pub fn to_hex(&self) -> String {
+        hex_of(&self.0)
     }
 
     /// The form of configuration files. The text is as secret as the key: zeroize it after use.
@@ -106,9 +105,9 @@ impl PresharedKey {
         &self.0
     }
 
-    /// The UAPI's form. The text is as secret as the key.
-    pub fn to_hex(&self) -> Hex {
-        Hex::of(&self.0)
+    /// The UAPI's form. The text is as secret as the key: zeroize it after use.
+    pub fn to_hex(&self) -> String {
+        hex_of(&self.0)
     }
 
     /// The form of configuration files. The text is as secret as the key: zeroize it after use.
@@ -121,48 +120,6 @@ impl PresharedKey {
         bytes_of_hex(text).map(Self::from_bytes)
     }
 }
-
-/// A key as 64 lowercase hexadecimal digits, the UAPI's form. Zeroized on drop, as it may be a secret.
-pub struct Hex([u8; 2 * KEY_LEN]);
-
-impl Hex {
-    /// "No key" in the UAPI.
-    pub(crate) const ZERO: Self = Self([b'0'; 2 * KEY_LEN]);
-
-    fn of(bytes: &[u8; KEY_LEN]) -> Self {
-        let mut digits = [0; 2 * KEY_LEN];
-        for (pair, byte) in digits.chunks_exact_mut(2).zip(bytes) {
-            for (digit, nibble) in pair.iter_mut().zip([byte >> 4, byte & 15]) {
-                *digit = b"0123456789abcdef"[usize::from(nibble)];
-            }
-        }
-        let hex = Self(digits);
-        digits.zeroize();
-        hex
-    }
-}
-
-impl Deref for Hex {
-    type Target = str;
-
-    fn deref(&self) -> &str {
-        str::from_utf8(&self.0).expect("digits are UTF-8")
-    }
-}
-
-impl fmt::Display for Hex {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self)
-    }
-}
-
-impl Drop for Hex {
-    fn drop(&mut self) {
-        self.0.zeroize();
-    }
-}
-
-impl ZeroizeOnDrop for Hex {}
 
 /// Why a text is no key. Says nothing of the text itself, which may be a secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -261,6 +218,25 @@ impl PartialEq for PresharedKey {
 
 impl Eq for PresharedKey {}
 
+/// Writes a key as 64 lowercase hexadecimal digits, the UAPI's form, and leaves no copy of them.
+pub(crate) fn write_hex(out: &mut impl fmt::Write, bytes: &[u8; KEY_LEN]) -> fmt::Result {
+    // Filled and wiped where it is: moving it would leave digits behind.
+    let mut digits = Zeroizing::new([0; 2 * KEY_LEN]);
+    for (pair, byte) in digits.chunks_exact_mut(2).zip(bytes) {
+        for (digit, nibble) in pair.iter_mut().zip([byte >> 4, byte & 15]) {
+            *digit = b"0123456789abcdef"[usize::from(nibble)];
+        }
+    }
+    out.write_str(str::from_utf8(&digits[..]).expect("digits are UTF-8"))
+}
+
+fn hex_of(bytes: &[u8; KEY_LEN]) -> String {
+    // It never grows, which would leave a copy.
+    let mut text = String::with_capacity(2 * KEY_LEN);
+    write_hex(&mut text, bytes).expect("a string takes everything");
+    text
+}
+
 fn bytes_of_hex(text: &str) -> Result<[u8; KEY_LEN], KeyError> {
     let digits = text.as_bytes();
     if digits.len() != 2 * KEY_LEN {
@@ -322,7 +298,10 @@ mod tests {
     #[test]
     fn keys_survive_both_text_forms() {
         let key = PublicKey::from_bytes(std::array::from_fn(|i| i as u8 * 7));
-        assert_eq!(PublicKey::from_hex(&key.to_hex()), Ok(key));
+        let hex = key.to_hex();
+        assert!(hex.starts_with("00070e151c232a31383f"), "{hex}");
+        assert_eq!(hex.capacity(), 64);
+        assert_eq!(PublicKey::from_hex(&hex), Ok(key));
         assert_eq!(key.to_string().parse(), Ok(key));
         assert_eq!(key.to_string().len(), 44);
     }

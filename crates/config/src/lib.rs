@@ -21,4 +21,4 @@ pub use device::{
 };
 pub use diff::diff;
 pub use host::{Fence, HostConfig, Steering, is_within};
-pub use keys::{Hex, KeyError, PresharedKey, PrivateKey, PublicKey};
+pub use keys::{KeyError, PresharedKey, PrivateKey, PublicKey};

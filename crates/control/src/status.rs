@@ -522,9 +522,9 @@ mod tests {
         assert!(text.contains(&private.public().to_string()));
         for secret in [
             private.to_base64(),
-            private.to_hex().to_string(),
+            private.to_hex(),
             preshared.to_base64(),
-            preshared.to_hex().to_string(),
+            preshared.to_hex(),
         ] {
             assert!(!text.contains(&secret), "{text}");
         }

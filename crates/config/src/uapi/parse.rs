@@ -368,7 +368,7 @@ mod tests {
         let [first, second, third] = &change.peers[..] else {
             panic!("{:?}", change.peers);
         };
-        assert_eq!(&*first.public_key.to_hex(), KEY);
+        assert_eq!(first.public_key.to_hex(), KEY);
         assert!(matches!(first.preshared_key, Some(Some(_))));
         assert!(first.replace_allowed_ips);
         assert_eq!(

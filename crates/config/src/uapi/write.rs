@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::Errno;
-use crate::keys::Hex;
+use crate::keys::write_hex;
 use crate::{DeviceStatus, PeerStatus, PresharedKey, PublicKey};
 
 /// Writes the answer to `get=1`: every line in wireguard-go's order, `errno=0` and the blank line.
@@ -12,7 +12,7 @@ use crate::{DeviceStatus, PeerStatus, PresharedKey, PublicKey};
 /// The text contains the private key and the preshared keys: `out` is to be zeroized.
 pub fn write_status(out: &mut impl fmt::Write, status: &DeviceStatus) -> fmt::Result {
     if let Some(key) = &status.private_key {
-        write_line(out, "private_key=", &key.to_hex())?;
+        write_key(out, "private_key=", key.as_bytes())?;
     }
     if status.listen_port != 0 {
         writeln!(out, "listen_port={}", status.listen_port)?;
@@ -36,10 +36,10 @@ pub fn write_errno(out: &mut impl fmt::Write, result: Result<(), Errno>) -> fmt:
 }
 
 fn write_peer(out: &mut impl fmt::Write, key: &PublicKey, peer: &PeerStatus) -> fmt::Result {
-    write_line(out, "public_key=", &key.to_hex())?;
+    write_key(out, "public_key=", key.as_bytes())?;
     let preshared_key = peer.config.preshared_key.as_ref();
-    let preshared_key = preshared_key.map_or(Hex::ZERO, PresharedKey::to_hex);
-    write_line(out, "preshared_key=", &preshared_key)?;
+    let preshared_key = preshared_key.map_or(&[0; 32], PresharedKey::as_bytes);
+    write_key(out, "preshared_key=", preshared_key)?;
     out.write_str("protocol_version=1\n")?;
     if let Some(endpoint) = peer.endpoint {
         // The scope of a link-local address is written as a number, which every reader takes.
@@ -59,9 +59,9 @@ fn write_peer(out: &mut impl fmt::Write, key: &PublicKey, peer: &PeerStatus) -> 
 }
 
 /// As `writeln!`, but a key does not go through the machinery of formats: of thousands it shows.
-fn write_line(out: &mut impl fmt::Write, name: &str, value: &str) -> fmt::Result {
+fn write_key(out: &mut impl fmt::Write, name: &str, key: &[u8; 32]) -> fmt::Result {
     out.write_str(name)?;
-    out.write_str(value)?;
+    write_hex(out, key)?;
     out.write_str("\n")
 }
 
