@@ -21,9 +21,11 @@ pub fn serve(listener: Listener, device: Arc<dyn Device>, limits: Limits) -> io:
     Server::start(listener, Arc::new(Uapi { device }), limits)
 }
 
-/// Room for what is received and for what is sent. Both hold keys in the clear and never grow, since
+/// Room for what is received. As [`SEND_BUFFER`] it holds keys in the clear and never grows, since
 /// growing would leave copies.
-const BUFFER: usize = 64 * LINE_MAX;
+const RECEIVE_BUFFER: usize = 16 * LINE_MAX;
+/// Room for what is sent: each sending wakes the reader, and thousands of peers take megabytes.
+const SEND_BUFFER: usize = 64 << 10;
 
 struct Uapi {
     device: Arc<dyn Device>,
@@ -32,7 +34,7 @@ struct Uapi {
 impl Handler for Uapi {
     fn converse(&self, connection: &mut Connection) -> io::Result<()> {
         let mut parser = Parser::new(scope_id);
-        let mut buffer = Zeroizing::new(vec![0; BUFFER]);
+        let mut buffer = Zeroizing::new(vec![0; RECEIVE_BUFFER]);
         loop {
             let received = connection.receive(&mut buffer, parser.is_within_message())?;
             if received == 0 {
@@ -87,7 +89,7 @@ impl<'a> Answer<'a> {
     fn new(connection: &'a mut Connection) -> Self {
         Self {
             connection,
-            buffer: Zeroizing::new(Vec::with_capacity(BUFFER)),
+            buffer: Zeroizing::new(Vec::with_capacity(SEND_BUFFER)),
             error: None,
         }
     }
@@ -106,7 +108,8 @@ impl<'a> Answer<'a> {
 
     fn flush(&mut self) -> io::Result<()> {
         let sent = self.connection.send(&self.buffer);
-        // What the next text does not cover is zeroized with the buffer, at the end of the answer.
+        // What the next text does not cover is zeroized with the buffer, at the end of the answer: its
+        // own time, `Limits::message`, bounds how long a reader that takes nothing keeps keys here.
         self.buffer.clear();
         sent
     }
@@ -115,7 +118,7 @@ impl<'a> Answer<'a> {
 impl fmt::Write for Answer<'_> {
     fn write_str(&mut self, mut text: &str) -> fmt::Result {
         while !text.is_empty() {
-            let room = BUFFER - self.buffer.len();
+            let room = SEND_BUFFER - self.buffer.len();
             // Everything here is ASCII; a boundary is looked for all the same.
             let (now, later) = text.split_at(text.floor_char_boundary(room));
             self.buffer.extend_from_slice(now.as_bytes());
