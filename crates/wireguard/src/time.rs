@@ -18,6 +18,8 @@ use warren_config::WallTime;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Instant(NonZero<u64>);
 
+const _: () = assert!(size_of::<Option<Instant>>() == size_of::<Instant>());
+
 /// A TAI64N timestamp, as initiations carry it. Orders as time does.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tai64n([u8; Tai64n::LEN]);

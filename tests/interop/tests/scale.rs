@@ -44,7 +44,7 @@ fn ten_thousand_idle_peers_cost_little_memory_and_no_wake_up() {
     host.shell("wg setconf wg0 /dev/stdin", &configuration());
     let after = host.memory_kib("warren-wg", "VmRSS");
     let bytes = after.saturating_sub(before) * 1024 / PEERS;
-    assert!(bytes < 4096, "a peer takes {bytes} bytes");
+    assert!(bytes < 2048, "a peer takes {bytes} bytes");
 
     // Nobody asks the daemon anything meanwhile: each switch to one of its threads is a wake-up.
     let before = switches(&host);
