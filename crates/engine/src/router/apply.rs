@@ -120,26 +120,25 @@ impl Router {
                 .map(|identity| identity.private().clone()),
             ..DeviceStatus::default()
         };
-        // Peers are read as they lie in memory, and put into their order by what is small.
         let mut prefixes: Vec<_> = (tables.allowed_ips.iter())
             .map(|(prefix, id)| (id, prefix))
             .collect();
-        prefixes.sort_unstable();
+        // Stable: each peer's stay in their order.
+        prefixes.sort_by_key(|&(id, _)| id);
+        // Peers are read as they lie in memory, and put into their order by what is small.
         let mut peers = Vec::with_capacity(tables.peers.len());
+        let mut order = Vec::with_capacity(tables.peers.len());
         for handle in tables.peers.iter().flatten() {
             let mut peer = self.status_of(handle, now, wall);
             let first = prefixes.partition_point(|&(id, _)| id < handle.id());
             let own = (prefixes[first..].iter()).take_while(|&&(id, _)| id == handle.id());
-            (peer.config.allowed_ips).extend(own.map(|&(_, prefix)| prefix));
+            peer.config.allowed_ips = own.map(|&(_, prefix)| prefix).collect();
+            order.push((*handle.public_key(), peers.len()));
             peers.push(Some(peer));
         }
-        let mut order: Vec<_> = (tables.peers.iter().flatten())
-            .map(|handle| *handle.public_key())
-            .zip(0_usize..)
-            .collect();
         order.sort_unstable();
         status.peers = (order.into_iter())
-            .filter_map(|(key, at)| Some((key, peers[at].take()?)))
+            .map(|(key, at)| (key, peers[at].take().expect("each peer has one place")))
             .collect();
         status
     }
@@ -358,6 +357,54 @@ mod tests {
             router.apply(&change, Instant::from_nanos(0));
             assert_eq!(router.known.contains(&endpoint), there);
         }
+    }
+
+    #[test]
+    fn status_has_each_peer_under_its_key_with_its_prefixes() {
+        let router = Router::new(1420, Box::new(|| {}), Box::new(Zeros));
+        let now = Instant::from_nanos(0);
+        let prefixes = |n: u8| -> BTreeSet<IpNet> {
+            let texts = [
+                format!("2001:db8:{n}::/48"),
+                format!("10.{n}.128.0/17"),
+                format!("10.{n}.0.0/16"),
+                format!("2001:db8:{n}::/64"),
+                format!("10.{n}.0.0/24"),
+            ];
+            (texts.iter().map(|text| text.parse().expect("a prefix"))).collect()
+        };
+        let apply = |peers: Vec<PeerChange>| {
+            let change = DeviceChange {
+                peers,
+                ..DeviceChange::default()
+            };
+            router.apply(&change, now);
+        };
+        // One at a time, so that the order of ids is another than that of keys.
+        for n in [9, 2, 7, 1, 8] {
+            apply(vec![PeerChange {
+                persistent_keepalive: Some(n.into()),
+                allowed_ips: prefixes(n).into_iter().map(AllowedIpChange::Add).collect(),
+                ..PeerChange::new(PublicKey::from_bytes([n; 32]))
+            }]);
+        }
+        apply(vec![PeerChange {
+            remove: true,
+            ..PeerChange::new(PublicKey::from_bytes([7; 32]))
+        }]);
+        let tables = router.tables.load();
+        assert!(tables.peers[2].is_none(), "the place is vacant");
+        let status = router.status(now, WallTime::default());
+        let told = status.peers.into_iter().map(|(key, peer)| {
+            let config = peer.config;
+            (
+                key.as_bytes()[0],
+                config.persistent_keepalive,
+                config.allowed_ips,
+            )
+        });
+        let expected = [1, 2, 8, 9].map(|n| (n, n.into(), prefixes(n)));
+        assert_eq!(told.collect::<Vec<_>>(), expected);
     }
 
     struct Zeros;
