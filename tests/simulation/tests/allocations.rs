@@ -11,9 +11,9 @@ use warren_engine::{Edges, Inbound, Outbound, locks_taken};
 use warren_packet::backlog::Backlog;
 use warren_packet::batch::{Datagram, ReadBatch, RecvBatch, SendBatch};
 use warren_packet::{Ecn, vnet};
-use warren_tests_simulation::node::MERGE;
+use warren_tests_simulation::node::{Batches, MERGE};
 use warren_tests_simulation::sys::{Counting, allocations};
-use warren_tests_simulation::{Mesh, packet};
+use warren_tests_simulation::{Mesh, Node, packet};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -124,6 +124,82 @@ fn nothing_is_allocated_and_no_more_than_a_batchs_lock_is_taken_for_a_packet() {
     // Both directions of both nodes take the peer's once, and the second's way in sends nothing.
     let batches = 4 * (ROUNDS - WARM);
     assert!((1..=batches).contains(&locked), "{locked} in {batches}");
+}
+
+/// Which session a datagram is of is a worker's own knowledge, of more than the few that talk at once in
+/// the test above.
+#[test]
+fn a_hundred_peers_that_take_turns_take_their_own_locks_alone() {
+    const PEERS: u16 = 100;
+    // A session's replay window grows with its 64th, 128th and 256th packet: none between these rounds.
+    const WARM: u64 = 140;
+    const ROUNDS: u64 = 240;
+    let mut mesh = Mesh::of_strangers(PEERS + 1, 1);
+    let hub = mesh.nodes[0].as_peer();
+    let spokes: Vec<_> = (mesh.nodes[1..].iter().map(Node::as_peer)).collect();
+    mesh.set_peers(0, spokes);
+    for at in 1..=usize::from(PEERS) {
+        mesh.set_peers(at, [hub.clone()]);
+        mesh.send(0, at, 0, 1, 64);
+        mesh.send(0, at, 1, 1, 64);
+    }
+    mesh.run_for(Duration::from_secs(1));
+    mesh.assert_all_delivered(0);
+
+    let read = |from: usize, to: usize, batch: &mut Batches| {
+        let (header, bytes) = packet::build(mesh.flow(from, to, 0), 0, 1, 40);
+        batch.push_read(header, &bytes);
+    };
+    let [mut away, mut home] = [(); 2].map(|()| Batches::new());
+    (1..=usize::from(PEERS)).for_each(|at| read(0, at, &mut away));
+    let (mut outbound, mut inbound) = (Outbound::new(), Inbound::new(MERGE));
+    let mut spoke = Outbound::new();
+    let mut cable = Cable {
+        from: mesh.nodes[0].address,
+        recv: RecvBatch::new(16),
+        delivered: 0,
+    };
+    let now = mesh.now();
+    let mut spent = [(0, 0); 2];
+    for round in 0..ROUNDS {
+        let count = |spent: &mut (u64, u64), before: (u64, u64)| {
+            if round >= WARM {
+                spent.0 += allocations() - before.0;
+                spent.1 += locks_taken() - before.1;
+            }
+        };
+        let before = (allocations(), locks_taken());
+        let router = &mesh.nodes[0].router;
+        router.outbound(&mut outbound, &away.read, &mut away.send, now, &mut cable);
+        count(&mut spent[0], before);
+        assert_eq!(cable.recv.datagrams.len(), usize::from(PEERS));
+        // What the hub sends ends here: it would only come to those who count nothing.
+        cable.recv.clear();
+
+        for (at, node) in mesh.nodes.iter().enumerate().skip(1) {
+            home.read.clear();
+            read(at, 0, &mut home);
+            cable.from = node.address;
+            let router = &node.router;
+            router.outbound(&mut spoke, &home.read, &mut home.send, now, &mut cable);
+        }
+        std::mem::swap(&mut cable.recv, &mut home.recv);
+        let before = (allocations(), locks_taken());
+        router.inbound(
+            &mut inbound,
+            &mut home.recv,
+            &mut home.send,
+            now,
+            &mut cable,
+        );
+        count(&mut spent[1], before);
+        home.recv.clear();
+        std::mem::swap(&mut cable.recv, &mut home.recv);
+    }
+    let packets = ROUNDS * u64::from(PEERS);
+    assert_eq!(cable.delivered, packets);
+    let own = (ROUNDS - WARM) * u64::from(PEERS);
+    assert_eq!(spent, [(0, own); 2], "allocations and locks, out and in");
 }
 
 #[test]
