@@ -552,6 +552,34 @@ mod tests {
     }
 
     #[test]
+    fn segments_in_geneve_keep_its_options() {
+        let mut outer = Flow::udp6();
+        outer.ports = (52_000, 6081);
+        // RFC 8926, 3.4 and 3.5: two options of 12 and 4 bytes, the first critical, before an Ethernet
+        // header of what is inside.
+        let geneve = [
+            &[0x04, 0x40, 0x65, 0x58, 0x00, 0x12, 0x34, 0x00][..],
+            &[0x01, 0x02, 0x83, 0x02, 1, 2, 3, 4, 5, 6, 7, 8],
+            &[0x01, 0x03, 0x04, 0x00],
+        ];
+        let ethernet = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x08, 0x00];
+        let between = [&geneve.concat()[..], &ethernet].concat();
+        assert_eq!(between.len(), 8 + 16 + 14);
+        for inner in [Flow::tcp4(), Flow::udp4()] {
+            for checksum in [false, true] {
+                let load = (&inner, 4000, 1318);
+                let (header, packet, expected) = tunnelled(&outer, &between, checksum, load);
+                let segments = all(header, &packet);
+                assert_eq!(segments, expected, "{inner:?}");
+                assert_eq!(segments.len(), 4);
+                for segment in segments {
+                    assert_eq!(segment[outer.headers()..][..between.len()], between);
+                }
+            }
+        }
+    }
+
+    #[test]
     fn a_header_that_does_not_fit_its_tunnel_is_malformed_by_name() {
         let load = (&Flow::tcp6(), 3000, 1000);
         let (good, packet, _) = tunnelled(&Flow::udp4(), &[1; 22], true, load);
