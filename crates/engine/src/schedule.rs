@@ -313,8 +313,9 @@ mod tests {
     const SHORT: Duration = Duration::from_micros(40);
     const LONG: Duration = Duration::from_millis(4);
 
+    /// Not from the boot on, which is a nanosecond later than it says.
     fn at(seconds: u64) -> Instant {
-        Instant::from_nanos(seconds * 1_000_000_000)
+        Instant::from_nanos((1 + seconds) * 1_000_000_000)
     }
 
     #[test]
@@ -336,7 +337,7 @@ mod tests {
 
     #[test]
     fn a_flood_is_what_fills_the_backlog_at_more_than_half_of_the_looks() {
-        let ms = |ms: u64| Instant::from_nanos(ms * 1_000_000);
+        let ms = |ms: u64| at(0) + Duration::from_millis(ms);
         let mut flood = Flood::new(ms(0));
         for now in 0..10 {
             flood.count(true, ms(now));
@@ -357,7 +358,7 @@ mod tests {
 
     #[test]
     fn a_flood_is_over_when_nothing_came_for_a_while_and_few_looks_tell_nothing() {
-        let ms = |ms: u64| Instant::from_nanos(ms * 1_000_000);
+        let ms = |ms: u64| at(0) + Duration::from_millis(ms);
         let mut flood = Flood::new(ms(0));
         flood.count(true, ms(20));
         flood.count(true, ms(40));
