@@ -15,8 +15,6 @@ use warren_packet::coalesce::{Coalescer, Merge};
 use warren_packet::segment::Segments;
 use warren_tun::Queue;
 
-pub use sys::set_udp_segment;
-
 /// A network namespace of a test's own.
 #[derive(Debug)]
 pub struct Namespace(OwnedFd);

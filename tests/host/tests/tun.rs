@@ -11,8 +11,8 @@ use warren_packet::coalesce::Merge;
 use warren_packet::icmp::{MAX_REPLY, unreachable};
 use warren_packet::segment::Segments;
 use warren_packet::{ReadBatch, ip, vnet};
-use warren_tests_host::{Namespace, Wire, address, ip, readable, ready, set_udp_segment};
-use warren_tests_lab::patiently;
+use warren_tests_host::{Namespace, Wire, address, ip, readable, ready};
+use warren_tests_lab::{patiently, set_udp_segment};
 use warren_tun::{Device, Features, LinkEvent, OpenError, Options, Queue, is_deleted};
 
 fn options() -> Options {

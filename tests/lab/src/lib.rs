@@ -1,11 +1,13 @@
 //! What the packages share whose tests run in network namespaces: threads inside them ([`thread_in`]), a
-//! wiretap ([`Wiretap`]), the programs under test ([`built`]), and waiting ([`patiently`]).
+//! wiretap ([`Wiretap`]), the programs under test ([`built`]), sends that the kernel cuts
+//! ([`set_udp_segment`]), and waiting ([`patiently`]).
 //!
 //! It knows no topology, no mesh and no program by name; those are each package's own. What needs root
 //! here is for its callers to test, so it has only tests that do not.
 
 mod frame;
 mod programs;
+mod sys;
 mod wait;
 mod wiretap;
 
@@ -18,6 +20,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 pub use frame::Frame;
 pub use programs::{Run, built, repository};
+pub use sys::set_udp_segment;
 pub use wait::patiently;
 pub use wiretap::Wiretap;
 
