@@ -1,13 +1,27 @@
 //! A daemon that finds more before it than it should have to, since it did not get to read.
 
-use warren_tests_interop::{Pair, patiently};
+use std::net::UdpSocket;
+use std::time::Duration;
 
-/// What one write of `dd` becomes: a run of full-size packets, sealed and sent as one.
-const RUN_BYTES: usize = 60_000;
+use warren_tests_interop::{Host, Pair};
+use warren_tests_lab::{patiently, set_udp_segment, thread_in};
+
+const MTU: u16 = 1420;
+/// What a datagram of the MTU has of its own.
+const SEGMENT: u16 = MTU - 28;
+/// Datagrams of one send of an application, which is sealed, sent and received as one.
+const RUN: usize = 43;
+const RUN_BYTES: usize = RUN * SEGMENT as usize;
+/// What it is then, header and tag with each.
+const SEALED_BYTES: usize = RUN * (MTU as usize + 32);
+/// `PAUSE` in the engine: nobody is told again within it.
+const PAUSE: Duration = Duration::from_millis(10);
+/// How long anything may take here.
+const AT_MOST: Duration = Duration::from_secs(10);
 
 #[test]
 fn one_sender_is_told_where_megabytes_waited_before_the_way_in() {
-    let pair = Pair::new("", 1420);
+    let pair = Pair::new("", MTU.into());
     let [sender, reader] = &pair.hosts;
     assert!(sender.reaches("10.9.0.2"));
     let told = || {
@@ -18,34 +32,48 @@ fn one_sender_is_told_where_megabytes_waited_before_the_way_in() {
     let [daemon] = reader.processes("warren-wg")[..] else {
         panic!("one daemon");
     };
-    // Pauses the reader while so many runs come to its socket, and waits until they are read.
+    // Pauses the reader until so many runs wait in its socket. Answers how long it then reads.
     let pile_up = |runs: usize| {
-        let datagrams = || in_datagrams(&reader.run("cat /proc/net/snmp"));
-        let before = datagrams();
         reader.run(&format!("kill -STOP {daemon}"));
-        let line =
-            format!("dd if=/dev/zero bs={RUN_BYTES} count=1 status=none > /dev/udp/10.9.0.2/9");
-        sender.shell(
-            &format!("for n in $(seq {runs}); do {line}; done; sleep 0.2"),
-            "",
-        );
-        reader.run(&format!("kill -CONT {daemon}"));
-        patiently("all is read", || datagrams() >= before + runs as u64);
+        send(sender, runs);
+        patiently("all waits", AT_MOST, || {
+            waiting(reader) >= runs * SEALED_BYTES
+        });
+        patiently("all is read", AT_MOST, || {
+            reader.run(&format!("kill -CONT {daemon}"));
+            waiting(reader) == 0
+        })
     };
     pile_up(12);
     assert_eq!(told(), 0, "0.7 MB are no queue");
-    pile_up(60);
-    patiently("somebody is told", || told() > 0);
-    assert!(told() <= 4, "{} of 2,500 packets", told());
+    let read_for = pile_up(60);
+    patiently("somebody is told", AT_MOST, || told() > 0);
+    let at_most = read_for.as_millis() / PAUSE.as_millis() + 1;
+    let told = u128::from(told());
+    assert!(told <= at_most, "{told} in {read_for:?}");
     assert!(sender.reaches("10.9.0.2"));
 }
 
-/// Datagrams that programs of a host have read.
-fn in_datagrams(snmp: &str) -> u64 {
-    let mut lines = snmp.lines().filter_map(|line| line.strip_prefix("Udp: "));
-    let [names, values] = [(); 2].map(|()| lines.next().expect("two lines").split(' '));
-    let mut figures = names.zip(values);
-    let found = figures.find(|(name, _)| *name == "InDatagrams");
-    let (_, count) = found.expect("a figure of the kernel");
-    count.parse().expect("a number")
+/// Sends as many runs through the tunnel.
+fn send(host: &Host, runs: usize) {
+    let network = host.root().with_file_name("ns").join("net");
+    let sending = thread_in(&network, move || {
+        let socket = UdpSocket::bind("10.9.0.1:0").expect("the address of the tunnel");
+        set_udp_segment(&socket, SEGMENT).expect("the kernel cuts");
+        for _ in 0..runs {
+            let sent = socket.send_to(&[0; RUN_BYTES], "10.9.0.2:9");
+            assert_eq!(sent.expect("there is room"), RUN_BYTES);
+        }
+    });
+    sending.join().expect("everything is sent");
+}
+
+/// What a host's sockets of UDP hold that was not read, in bytes of the kernel's memory.
+fn waiting(host: &Host) -> usize {
+    let sockets = host.run("ss -Huan");
+    let queues = sockets.lines().map(|line| {
+        let queue = line.split_whitespace().nth(1).expect("a column of ss");
+        queue.parse::<usize>().expect("a number")
+    });
+    queues.sum()
 }
