@@ -171,8 +171,10 @@ impl Recent {
 
 #[cfg(test)]
 mod tests {
-    use warren_config::PublicKey;
-    use warren_wireguard::Peer;
+    use warren_config::{PrivateKey, PublicKey};
+    use warren_wireguard::messages::{self, Handshake, Message};
+    use warren_wireguard::time::{Instant, Tai64n};
+    use warren_wireguard::{Endpoint, Identity, Peer, open_initiation};
 
     use super::*;
     use crate::peer::{Agenda, PeerId};
@@ -217,5 +219,55 @@ mod tests {
         assert!(Arc::ptr_eq(&owner, &second));
         table.retire(7, &second);
         assert!(table.peer(7).is_none());
+    }
+
+    #[test]
+    fn a_session_that_was_heard_from_of_late_ends_with_its_index() {
+        let table = IndexTable::new();
+        let mut recent = Recent::new();
+        let key = PublicKey::from_bytes([1; 32]);
+        let peer = Arc::new(PeerHandle::new(PeerId(0), key, Peer::new(key, 0)));
+        let session = session(7);
+        let watched = Arc::downgrade(&session);
+        table.promote(session, &peer);
+        for _ in 0..2 {
+            let found = recent.lookup(&table, 7).expect("it is there");
+            assert_eq!(found.session.local_index(), 7);
+        }
+        table.retire(7, &peer);
+        assert_eq!(watched.strong_count(), 0, "the keys are gone");
+        assert!(recent.lookup(&table, 7).is_none());
+    }
+
+    /// A session with this index of ours, of a handshake with somebody.
+    fn session(index: u32) -> Arc<Session> {
+        let now = Instant::from_nanos(0);
+        let from = Endpoint::from(std::net::SocketAddr::from(([192, 0, 2, 1], 1)));
+        let [caller, called] =
+            [1, 2].map(|n| Arc::new(Identity::new(PrivateKey::from_bytes([n; 32]))));
+        let shared = |own: &Identity, other: &Identity| {
+            own.shared_with(other.public()).expect("an ordinary key")
+        };
+        let mut peer = Peer::new(*called.public(), 0);
+        peer.set_endpoints(vec![from.addr]);
+        let ticket = peer.begin_initiation(Tai64n::from_bytes([1; 12]), now);
+        let (_, bytes) = ticket
+            .expect("the first")
+            .create(&caller, &shared(&caller, &called), 1, [1; 32])
+            .expect("ordinary keys");
+        let Ok(Message::Handshake(Handshake::Initiation(initiation))) = messages::parse(&bytes)
+        else {
+            panic!("it is no initiation");
+        };
+        let initiation = open_initiation(&called, initiation)
+            .and_then(|pending| pending.authenticate(&shared(&called, &caller)))
+            .expect("it is authentic");
+        let mut peer = Peer::new(*caller.public(), 0);
+        let ticket = peer.initiation_received(&initiation, from, now);
+        let (session, response) = ticket
+            .expect("the first")
+            .respond(initiation, index, [2; 32])
+            .expect("ordinary keys");
+        (peer.response_created(session, &response, now)).expect("nothing came between")
     }
 }
