@@ -6,6 +6,8 @@ use std::hint;
 use std::ops::Range;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+#[cfg(target_arch = "x86_64")]
+use std::time::{Duration, Instant};
 
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
@@ -17,7 +19,11 @@ use crate::{Forged, KEY_LEN, Key, TAG_LEN};
 ///
 /// Apart from the library each is only there where the processor has its instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Implementation(Code);
+pub struct Implementation {
+    code: Code,
+    /// The longest text for which it is used; the library does those that are longer.
+    longest: usize,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Code {
@@ -38,37 +44,48 @@ pub fn use_library_only() {
 
 impl Implementation {
     /// The library alone: AWS-LC, or pure Rust where that does not build.
-    pub const LIBRARY: Self = Self(Code::Library);
+    pub const LIBRARY: Self = Self {
+        code: Code::Library,
+        longest: usize::MAX,
+    };
 
-    /// What [`Key::new`] uses: the fastest that this processor has and that has
-    /// just agreed with the library, unless [`use_library_only`] was called.
+    /// What [`Key::new`] uses: the first of [`Implementation::all`] that has just agreed with the library
+    /// and was faster, for texts with which it was, unless [`use_library_only`] was called.
+    ///
+    /// The first call takes the time to find out, half a millisecond for each that is tried.
     pub fn current() -> Self {
         static FASTEST: OnceLock<Implementation> = OnceLock::new();
         if cfg!(warren_null_cipher) || LIBRARY_ONLY.load(Ordering::Relaxed) {
             return Self::LIBRARY;
         }
         *FASTEST.get_or_init(|| {
-            Self::all()
-                .find(|implementation| implementation.agrees_with_library())
-                .expect("the library agrees with itself")
+            let mut agreeing = Self::lanes().filter(|lanes| lanes.agrees_with_library());
+            agreeing
+                .find_map(Self::where_faster)
+                .unwrap_or(Self::LIBRARY)
         })
     }
 
-    /// All that this processor has, the fastest first and the library last.
+    /// All that this processor has: first what should be the fastest, the library last.
     pub fn all() -> impl Iterator<Item = Self> {
+        Self::lanes().chain([Self::LIBRARY])
+    }
+
+    fn lanes() -> impl Iterator<Item = Self> {
         #[cfg(target_arch = "x86_64")]
-        let wide = [
-            Avx512::detect().map(Code::Avx512),
-            Avx2::detect().map(Code::Avx2),
+        let lanes = [
+            Avx512::detect().map(|avx512| (Code::Avx512(avx512), usize::MAX)),
+            Avx2::detect().map(|avx2| (Code::Avx2(avx2), AVX2_LONGEST)),
         ];
         #[cfg(not(target_arch = "x86_64"))]
-        let wide: [Option<Code>; 0] = [];
-        wide.into_iter().flatten().chain([Code::Library]).map(Self)
+        let lanes: [Option<(Code, usize)>; 0] = [];
+        let lanes = lanes.into_iter().flatten();
+        lanes.map(|(code, longest)| Self { code, longest })
     }
 
     /// How it is called in a status or a log.
     pub fn name(self) -> &'static str {
-        match self.0 {
+        match self.code {
             Code::Library if cfg!(warren_null_cipher) => "none at all",
             Code::Library => "library",
             #[cfg(target_arch = "x86_64")]
@@ -100,7 +117,7 @@ impl Implementation {
             let counters = &counters[..group];
             let run = records_of(run, stride, done..done + group);
             let run = Run::new(run, stride, prefix, group);
-            match self.0 {
+            match self.code {
                 Code::Library => break,
                 Code::Avx2(processor) => processor.seal(key, counters, run),
                 Code::Avx512(processor) => processor.seal(key, counters, run),
@@ -131,7 +148,7 @@ impl Implementation {
             let run = Run::new(run, stride, prefix, group);
             let counters = &counters[records.clone()];
             let opened = &mut opened[records];
-            match self.0 {
+            match self.code {
                 Code::Library => break,
                 Code::Avx2(processor) => processor.open(key, counters, run, opened),
                 Code::Avx512(processor) => processor.open(key, counters, run, opened),
@@ -146,30 +163,31 @@ impl Implementation {
 
     /// How many of the next `records` are worked on together, if that is faster than the library.
     fn group(self, records: usize, text_len: usize) -> Option<usize> {
-        let (fewest, most) = match self.0 {
+        let (fewest, most) = match self.code {
             Code::Library => return None,
-            Code::Avx2(_) => (avx2_fewest(text_len)?, Avx2::BLOCKS),
-            // From 4 on it is the faster at any length. Zen 4 takes 0.75 of the library's time to seal 4 texts of
+            Code::Avx2(_) => (avx2_fewest(text_len), Avx2::BLOCKS),
+            // Where it is the faster, it is from 4 on. Zen 4 takes 0.75 of the library's time to seal 4 texts of
             // 64 bytes, 0.8 for 4 of 512 or 1424, and 0.33, 0.51 and 0.52 for 16 of each; a prototype on Ice
             // Lake was much the same.
             Code::Avx512(_) => (4, Avx512::BLOCKS),
         };
-        (records >= fewest && text_len <= TEXT_MAX).then(|| records.min(most))
+        (records >= fewest && text_len <= self.longest.min(TEXT_MAX)).then(|| records.min(most))
     }
 }
 
-/// From how many records on AVX2 is faster than the library, which saves what a record costs
-/// whatever its length, but loses a little on each byte: the library's assembly does Poly1305 beside
+/// The longest text for which AVX2 may be faster than the library: it saves what a record costs
+/// whatever its length, but loses a little on each byte, as the library's assembly does Poly1305 beside
 /// ChaCha20 at once. On Zen 3, beside a busy second thread of the core, it takes 0.6 of the time to seal 8 texts
-/// of 64 bytes, 0.65 for 96, 0.9 for 512, and no less for 1024; 0.8 for 4 texts of 64 bytes, but 1 for 4 of 96. With
-/// 64 texts it takes a tenth less of the library's time, to open a tenth more.
+/// of 64 bytes, 0.65 for 96, 0.9 for 512, and no less for 1024. With 64 texts it takes a tenth less of
+/// the library's time, to open a tenth more.
 #[cfg(target_arch = "x86_64")]
-fn avx2_fewest(text_len: usize) -> Option<usize> {
-    match text_len {
-        0..=64 => Some(4),
-        65..=768 => Some(8),
-        _ => None,
-    }
+const AVX2_LONGEST: usize = 768;
+
+/// From how many records on AVX2 is faster: on Zen 3 it takes 0.8 of the time for 4 texts of 64 bytes,
+/// but 1 for 4 of 96.
+#[cfg(target_arch = "x86_64")]
+fn avx2_fewest(text_len: usize) -> usize {
+    if text_len <= 64 { 4 } else { 8 }
 }
 
 /// Elsewhere there is nothing but the library.
@@ -239,6 +257,107 @@ impl Implementation {
     }
 }
 
+/// Whether lanes are faster than the library is measured on the processor at hand.
+#[cfg(target_arch = "x86_64")]
+impl Implementation {
+    /// It for the texts with which it is faster than the library, if there are any.
+    fn where_faster(self) -> Option<Self> {
+        self.where_faster_by(|text_len| self.tries(text_len))
+    }
+
+    /// As [`Implementation::where_faster`], by the given tries with texts of a length: those of
+    /// [`CLASSES`], up to the first with which it is no faster.
+    fn where_faster_by(self, tries: impl Fn(usize) -> Vec<Try>) -> Option<Self> {
+        let won = CLASSES
+            .into_iter()
+            .take_while(|&(text_len, _)| text_len <= self.longest && is_faster(&tries(text_len)));
+        let (_, longest) = won.last()?;
+        Some(Self {
+            longest: longest.min(self.longest),
+            ..self
+        })
+    }
+
+    /// Seals and opens runs by turns with the library.
+    fn tries(self, text_len: usize) -> Vec<Try> {
+        let stride = PREFIX + text_len + TAG_LEN;
+        let counters: [u64; RECORDS] = std::array::from_fn(|i| i as u64);
+        let mut run = vec![0; RECORDS * stride];
+        let mut opened = Vec::with_capacity(RECORDS);
+        let [ours, library] = [self, Self::LIBRARY].map(|by| Key::with([0x5a; KEY_LEN], by));
+        let mut took = |key: &Key| Took {
+            seal: time(|| key.seal_run(0, hint::black_box(&mut run), stride, PREFIX)),
+            open: time(|| key.open_run(&counters, &mut run, stride, PREFIX, &mut opened)),
+        };
+        (0..TRIES)
+            .map(|_| Try {
+                ours: took(&ours),
+                library: took(&library),
+            })
+            .collect()
+    }
+}
+
+/// What is measured: a length of texts, and the longest for which it speaks.
+#[cfg(target_arch = "x86_64")]
+const CLASSES: [(usize, usize); 3] = [(96, 256), (512, AVX2_LONGEST), (1424, usize::MAX)];
+
+/// Records in each run that is measured.
+#[cfg(target_arch = "x86_64")]
+const RECORDS: usize = 16;
+
+/// Clear bytes in front of each of their texts, as in a data message.
+#[cfg(target_arch = "x86_64")]
+const PREFIX: usize = 16;
+
+/// How often each run is sealed and opened: so that some are left alone by whatever else runs.
+#[cfg(target_arch = "x86_64")]
+const TRIES: usize = 8;
+
+/// How long one run took.
+#[cfg(target_arch = "x86_64")]
+#[derive(Debug, Clone, Copy)]
+struct Took {
+    seal: Duration,
+    open: Duration,
+}
+
+/// One run by both.
+#[cfg(target_arch = "x86_64")]
+#[derive(Debug, Clone, Copy)]
+struct Try {
+    ours: Took,
+    library: Took,
+}
+
+/// Whether the library takes longer, to seal and to open, each by the shortest of its times: a
+/// processor that was taken away in between only ever adds to them.
+#[cfg(target_arch = "x86_64")]
+fn is_faster(tries: &[Try]) -> bool {
+    let least = |time: fn(&Try) -> Duration| tries.iter().map(time).min();
+    least(|tried| tried.ours.seal) < least(|tried| tried.library.seal)
+        && least(|tried| tried.ours.open) < least(|tried| tried.library.open)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what is faster is asked of the clock, once in a program"
+)]
+fn time(work: impl FnOnce()) -> Duration {
+    let begun = Instant::now();
+    work();
+    begun.elapsed()
+}
+
+/// Elsewhere there is nothing to be faster.
+#[cfg(not(target_arch = "x86_64"))]
+impl Implementation {
+    fn where_faster(self) -> Option<Self> {
+        None
+    }
+}
+
 /// Wipes what lanes that were put aside have left on the stack, keys among it, as the library does.
 /// It is called from where the lanes were, and covers all that they take: frames of 5.4 KiB with AVX2 and of
 /// 9.2 KiB with AVX-512, by what a release build takes off the stack pointer.
@@ -254,4 +373,74 @@ fn wipe_stack() {
 fn records_of(run: &mut [u8], stride: usize, records: Range<usize>) -> &mut [u8] {
     let end = run.len().min(records.end * stride);
     &mut run[records.start * stride..end]
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+
+    /// What is taken for lanes, whichever this processor has.
+    const LANES: Implementation = Implementation::LIBRARY;
+
+    #[test]
+    fn what_is_not_faster_than_the_library_is_not_chosen() {
+        // Beside 100 ns of the library to seal and to open.
+        for (seal, open, faster) in [
+            (99, 99, true),
+            (100, 100, false),
+            (101, 101, false),
+            (50, 100, false),
+            (101, 50, false),
+        ] {
+            assert_eq!(is_faster(&[tried(seal, open)]), faster, "{seal}, {open}");
+            let chosen = LANES.where_faster_by(|_| vec![tried(seal, open)]);
+            assert_eq!(chosen, faster.then_some(LANES), "{seal}, {open}");
+        }
+        assert!(!is_faster(&[]));
+    }
+
+    #[test]
+    fn a_processor_that_was_taken_away_does_not_decide() {
+        let stolen = 10_000_000;
+        let (mut lost, mut won) = (tried(80, 80), tried(120, 120));
+        lost.ours.seal = Duration::from_nanos(stolen);
+        won.library.open = Duration::from_nanos(stolen);
+        assert!(is_faster(&[lost, tried(80, 80)]));
+        assert!(is_faster(&[tried(80, 80), lost]));
+        assert!(!is_faster(&[won, tried(120, 120)]));
+        assert!(!is_faster(&[tried(120, 120), won]));
+    }
+
+    #[test]
+    fn lanes_are_used_up_to_the_length_at_which_they_lose() {
+        let faster_up_to = |lanes: Implementation, longest: usize| {
+            let tries = |text_len| match text_len <= longest {
+                true => vec![tried(80, 80)],
+                false => vec![tried(80, 120)],
+            };
+            lanes.where_faster_by(tries).map(|chosen| chosen.longest)
+        };
+        let short = Implementation {
+            longest: AVX2_LONGEST,
+            ..LANES
+        };
+        assert_eq!(faster_up_to(LANES, 1500), Some(usize::MAX));
+        assert_eq!(faster_up_to(short, 1500), Some(768));
+        for lanes in [LANES, short] {
+            assert_eq!(faster_up_to(lanes, 600), Some(768));
+            assert_eq!(faster_up_to(lanes, 100), Some(256));
+            assert_eq!(faster_up_to(lanes, 50), None);
+        }
+    }
+
+    fn tried(seal: u64, open: u64) -> Try {
+        let took = |seal, open| Took {
+            seal: Duration::from_nanos(seal),
+            open: Duration::from_nanos(open),
+        };
+        Try {
+            ours: took(seal, open),
+            library: took(100, 100),
+        }
+    }
 }
