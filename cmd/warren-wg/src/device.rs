@@ -10,6 +10,7 @@ use std::thread;
 use anyhow::{Context as _, bail};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use warren_aead::Implementation;
 use warren_control::status::{self, Status};
 use warren_control::{Limits, Listener, Server, uapi};
 use warren_engine::{Engine, Threads, UdpOptions};
@@ -39,6 +40,7 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
         .uapi_fd
         .map(|fd| adopt("WG_UAPI_FD", fd))
         .transpose()?;
+    choose(settings.tuning.aead)?;
     let (ends, end) = mpsc::channel();
     watch_signals(ends.clone())?;
 
@@ -55,9 +57,6 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
         Some(listener) => listener,
         None => claim(&interface)?,
     };
-    if settings.tuning.aead == Aead::Library {
-        warren_aead::use_library_only();
-    }
     let engine = Engine::start(tun, engine_options(&settings.tuning))
         .with_context(|| format!("cannot start {interface}"))?;
     let engine = Arc::new(engine);
@@ -67,7 +66,7 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
     if settings.role == Role::Daemon {
         daemon::ready(settings.keep_stderr).context("cannot leave the terminal")?;
     }
-    let aead = warren_aead::Implementation::current().name();
+    let aead = Implementation::current().name();
     tracing::info!(aead, "{interface} is ready");
     tracing::info!("no state is kept: a clock set back between two starts delays handshakes");
 
@@ -95,6 +94,21 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
         End::Uapi(warren_control::End::Failed(error)) => Err(error).context("cannot serve wg(8)"),
         _ => Ok(()),
     }
+}
+
+/// Decides what seals and opens, before there are keys and while no other thread is in the way of the clock.
+fn choose(aead: Aead) -> anyhow::Result<()> {
+    let named = |name| {
+        Implementation::named(name)
+            .with_context(|| format!("this processor lacks what the cipher {name} needs"))
+    };
+    warren_aead::choose(match aead {
+        Aead::Auto => Implementation::current(),
+        Aead::Library => Implementation::LIBRARY,
+        Aead::Avx2 => named("avx2")?,
+        Aead::Avx512 => named("avx512")?,
+    });
+    Ok(())
 }
 
 impl fmt::Display for End {

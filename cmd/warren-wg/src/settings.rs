@@ -65,6 +65,10 @@ pub(crate) enum Aead {
     Auto,
     /// One packet at a time, by the library
     Library,
+    /// Many at a time by AVX2, even where the library is faster
+    Avx2,
+    /// Many at a time by AVX-512, even where the library is faster
+    Avx512,
 }
 
 /// A name that the kernel takes for an interface (`dev_valid_name` in `net/core/dev.c`).
@@ -299,8 +303,7 @@ struct TuningArguments {
     #[arg(long)]
     no_udp_receive_offload: bool,
 
-    /// What seals and opens packets: many at a time where the processor can, or by the library
-    /// alone [WARREN_AEAD; auto]
+    /// What seals and opens packets: whatever is fastest, or one by name [WARREN_AEAD; auto]
     #[arg(long, value_name = "CIPHER")]
     aead: Option<Aead>,
 }
@@ -394,7 +397,7 @@ impl Environment<'_> {
         aead.ok_or(SettingsError::Variable {
             name,
             value,
-            expected: "auto or library",
+            expected: "auto, library, avx2 or avx512",
         })
     }
 }
@@ -564,6 +567,20 @@ mod tests {
     }
 
     #[test]
+    fn every_cipher_has_a_name() {
+        for (name, aead) in [
+            ("auto", Aead::Auto),
+            ("library", Aead::Library),
+            ("avx2", Aead::Avx2),
+            ("avx512", Aead::Avx512),
+        ] {
+            let by_option = read(&format!("--aead {name} wg0"), &[]).expect("settings");
+            let by_variable = read("wg0", &[("WARREN_AEAD", name)]).expect("settings");
+            assert_eq!([by_option, by_variable].map(|s| s.tuning.aead), [aead; 2]);
+        }
+    }
+
+    #[test]
     fn values_that_mean_nothing_are_refused() {
         for arguments in [
             "",
@@ -573,6 +590,7 @@ mod tests {
             "--mtu 67 wg0",
             "--mtu 65522 wg0",
             "--offload wg0",
+            "--aead sse2 wg0",
         ] {
             assert!(read(arguments, &[]).is_err(), "{arguments}");
         }
@@ -581,6 +599,7 @@ mod tests {
             ("WARREN_WORKERS", "many"),
             ("WARREN_MTU", "67"),
             ("WARREN_NO_USO", "maybe"),
+            ("WARREN_AEAD", "avx"),
         ] {
             assert!(read("wg0", &[variable]).is_err(), "{variable:?}");
         }
@@ -620,6 +639,7 @@ mod tests {
             "WARREN_NO_STEERING",
             "WARREN_NO_UDP_SEGMENTATION",
             "WARREN_NO_UDP_RECEIVE_OFFLOAD",
+            "WARREN_AEAD",
         ] {
             assert!(help.contains(name), "{name} is missing from\n{help}");
         }

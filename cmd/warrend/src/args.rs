@@ -111,6 +111,10 @@ pub(crate) enum Aead {
     Auto,
     /// One packet at a time, by the library
     Library,
+    /// Many at a time by AVX2, even where the library is faster
+    Avx2,
+    /// Many at a time by AVX-512, even where the library is faster
+    Avx512,
 }
 
 /// What a daemon is to run.

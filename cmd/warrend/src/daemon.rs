@@ -11,7 +11,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use warren_config::HostConfig;
 use warren_control::{Limits, Listener, Server, http, status as socket};
-use warren_engine::End;
+use warren_engine::{End, Implementation};
 use warren_mesh::{Plan, RESOLVE_AGAIN_SECS, Step};
 use warren_netlink::{Ahead, Host, LinkState, Report};
 use warren_state::StateDir;
@@ -36,6 +36,21 @@ pub(crate) fn run(args: Run) -> anyhow::Result<()> {
         .build()
         .context("there is no runtime")?;
     runtime.block_on(async { Daemon::start(args).await?.run().await })
+}
+
+/// Decides what seals and opens, before there are keys and while no other thread is in the way of the clock.
+fn choose(aead: Aead) -> anyhow::Result<()> {
+    let named = |name| {
+        Implementation::named(name)
+            .with_context(|| format!("this processor lacks what the cipher {name} needs"))
+    };
+    warren_engine::choose(match aead {
+        Aead::Auto => Implementation::current(),
+        Aead::Library => Implementation::LIBRARY,
+        Aead::Avx2 => named("avx2")?,
+        Aead::Avx512 => named("avx512")?,
+    });
+    Ok(())
 }
 
 struct Daemon {
@@ -88,6 +103,7 @@ impl Daemon {
         };
         let state = StateDir::new(&args.state);
         state.create()?;
+        choose(args.aead).inspect_err(|_| fence_as_it_was(&state))?;
         let mut host = Host::new(state.path())?;
         let source = Source::new(&args, &state, &mut host).await;
         let source = source.inspect_err(|_| fence_as_it_was(&state))?;
@@ -395,9 +411,6 @@ impl Daemon {
 
     fn tunnel_as(&mut self, plan: &Plan) -> anyhow::Result<()> {
         if self.tunnel.is_none() {
-            if self.args.aead == Aead::Library {
-                warren_engine::use_library_only();
-            }
             let workers =
                 (self.args.workers).map_or_else(warren_engine::default_workers, usize::from);
             self.tunnel = Some(Tunnel::open(plan, workers, &self.state)?);

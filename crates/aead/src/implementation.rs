@@ -5,7 +5,6 @@ use std::hint;
 #[cfg(target_arch = "x86_64")]
 use std::ops::Range;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
 #[cfg(target_arch = "x86_64")]
 use std::time::{Duration, Instant};
 
@@ -34,12 +33,18 @@ enum Code {
     Avx512(Avx512),
 }
 
-static LIBRARY_ONLY: AtomicBool = AtomicBool::new(false);
+/// Decided once in a program.
+static CURRENT: OnceLock<Implementation> = OnceLock::new();
 
-/// From now on every new key is the library's, whatever the processor has. For the start of a
-/// program, before it has keys.
-pub fn use_library_only() {
-    LIBRARY_ONLY.store(true, Ordering::Relaxed);
+/// Has every key made by this implementation, whatever is faster. For the start of a program, before
+/// it has keys.
+///
+/// # Panics
+///
+/// If it was decided otherwise before.
+pub fn choose(implementation: Implementation) {
+    let current = *CURRENT.get_or_init(|| implementation);
+    assert_eq!(current, implementation, "there is a choice already");
 }
 
 impl Implementation {
@@ -50,15 +55,14 @@ impl Implementation {
     };
 
     /// What [`Key::new`] uses: the first of [`Implementation::all`] that has just agreed with the library
-    /// and was faster, for texts with which it was, unless [`use_library_only`] was called.
+    /// and was faster, for texts with which it was, unless [`choose`] was called.
     ///
     /// The first call takes the time to find out, half a millisecond for each that is tried.
     pub fn current() -> Self {
-        static FASTEST: OnceLock<Implementation> = OnceLock::new();
-        if cfg!(warren_null_cipher) || LIBRARY_ONLY.load(Ordering::Relaxed) {
+        if cfg!(warren_null_cipher) {
             return Self::LIBRARY;
         }
-        *FASTEST.get_or_init(|| {
+        *CURRENT.get_or_init(|| {
             let mut agreeing = Self::lanes().filter(|lanes| lanes.agrees_with_library());
             agreeing
                 .find_map(Self::where_faster)
@@ -69,6 +73,19 @@ impl Implementation {
     /// All that this processor has: first what should be the fastest, the library last.
     pub fn all() -> impl Iterator<Item = Self> {
         Self::lanes().chain([Self::LIBRARY])
+    }
+
+    /// The one of this [`Implementation::name`], if this processor has it and it agrees with the library.
+    /// It is used for texts of every length, even where the library is faster.
+    pub fn named(name: &str) -> Option<Self> {
+        let longest = usize::MAX;
+        Self::all()
+            .map(|implementation| Self {
+                longest,
+                ..implementation
+            })
+            .find(|implementation| implementation.name() == name)
+            .filter(|implementation| implementation.agrees_with_library())
     }
 
     fn lanes() -> impl Iterator<Item = Self> {
@@ -431,6 +448,19 @@ mod tests {
             assert_eq!(faster_up_to(lanes, 100), Some(256));
             assert_eq!(faster_up_to(lanes, 50), None);
         }
+    }
+
+    #[test]
+    #[cfg(not(warren_null_cipher))]
+    fn whatever_the_processor_has_can_be_named() {
+        for implementation in Implementation::all() {
+            let named = Implementation::named(implementation.name());
+            assert_eq!(named.map(|named| named.code), Some(implementation.code));
+        }
+        assert_eq!(Implementation::named("auto"), None);
+        assert_eq!(Implementation::named("sse2"), None);
+        let avx512 = Implementation::named("avx512");
+        assert_eq!(avx512.is_some(), Avx512::detect().is_some());
     }
 
     fn tried(seal: u64, open: u64) -> Try {

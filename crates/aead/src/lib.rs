@@ -28,7 +28,7 @@ use std::fmt;
 
 use zeroize::{Zeroize, Zeroizing};
 
-pub use implementation::{Implementation, use_library_only};
+pub use implementation::{Implementation, choose};
 #[cfg(not(any(target_family = "wasm", warren_null_cipher)))]
 use library::Cipher;
 #[cfg(warren_null_cipher)]
