@@ -12,13 +12,6 @@ use warren_tests_interop::{Pair, patiently};
 
 const WORKERS: [u32; 3] = [1, 2, 4];
 const MTUS: [u32; 3] = [1280, 1420, 8920];
-/// Whether the kernel's offloads are used, packets are sealed one at a time, and a worker is one thread.
-const SWITCHES: [[bool; 3]; 4] = [
-    [true, false, false],
-    [true, true, true],
-    [false, true, false],
-    [false, false, true],
-];
 /// What sends and receives each packet for itself.
 const NO_OFFLOADS: &str = "--no-tun-offload --no-udp-segmentation --no-udp-receive-offload";
 /// Bytes each way in a mode of the selection.
@@ -35,29 +28,17 @@ const BACKLOG_KIB: u64 = 2304;
 struct Mode {
     workers: u32,
     mtu: u32,
+    /// Whether the kernel's offloads are used.
     offloads: bool,
-    library: bool,
+    cipher: &'static str,
+    /// Whether a worker is one thread.
     joined: bool,
 }
 
 impl Mode {
-    fn new(workers: u32, mtu: u32, [offloads, library, joined]: [bool; 3]) -> Self {
-        Self {
-            workers,
-            mtu,
-            offloads,
-            library,
-            joined,
-        }
-    }
-
     fn switches(&self) -> String {
-        let mut switches = format!("--workers {}", self.workers);
-        for (chosen, switch) in [
-            (!self.offloads, NO_OFFLOADS),
-            (self.library, "--aead library"),
-            (self.joined, "--joined"),
-        ] {
+        let mut switches = format!("--workers {} --aead {}", self.workers, self.cipher);
+        for (chosen, switch) in [(!self.offloads, NO_OFFLOADS), (self.joined, "--joined")] {
             if chosen {
                 switches.push(' ');
                 switches.push_str(switch);
@@ -76,54 +57,84 @@ fn in_every_pair_of_modes_bytes_arrive_intact_both_ways_at_once() {
 
 #[test]
 fn in_the_selection_every_two_choices_meet() {
-    // Each mode as the numbers of its choices.
     let choices = |mode: &Mode| {
         [
-            mode.workers,
-            mode.mtu,
-            mode.offloads.into(),
-            mode.library.into(),
-            mode.joined.into(),
+            mode.workers.to_string(),
+            mode.mtu.to_string(),
+            mode.offloads.to_string(),
+            mode.cipher.to_owned(),
+            mode.joined.to_string(),
         ]
     };
     let pairs = |modes: Vec<Mode>| -> BTreeSet<_> {
         let pairs = modes.iter().map(choices).flat_map(|of| {
             let both = (0..of.len()).flat_map(|a| (0..a).map(move |b| (a, b)));
-            both.map(move |(a, b)| (a, of[a], b, of[b]))
+            both.map(move |(a, b)| (a, of[a].clone(), b, of[b].clone()))
         });
         pairs.collect()
     };
     assert_eq!(pairs(selection()), pairs(all()));
-    assert_eq!((selection().len(), all().len()), (12, 72));
+    assert_eq!(selection().len(), 12);
+    assert_eq!(all().len(), 36 * ciphers().len());
 }
 
 #[test]
-#[ignore = "moves 29 gigabytes: ./check matrix"]
+#[ignore = "moves 58 gigabytes: ./check matrix"]
 fn in_every_mode_bytes_arrive_intact_both_ways_at_once() {
     for mode in all() {
         carries(mode, MANY, Duration::from_secs(240));
     }
 }
 
-/// Workers are crossed with rows of switches in which each two meet; the MTUs go round.
+/// The ciphers that this processor has, by their names for `--aead`.
+fn ciphers() -> Vec<&'static str> {
+    let mut ciphers = vec!["auto", "library"];
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx2") {
+            ciphers.push("avx2");
+        }
+        if is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512ifma")
+        {
+            ciphers.push("avx512");
+        }
+    }
+    ciphers
+}
+
+/// Workers are crossed with four ciphers, some of them twice where there are fewer; the MTUs go round,
+/// and the rest is such that each two choices meet.
 fn selection() -> Vec<Mode> {
-    let rows = WORKERS
-        .iter()
-        .flat_map(|&workers| SWITCHES.map(|row| (workers, row)));
-    let round = (0..).map(|n| MTUS[(n + n / SWITCHES.len()) % MTUS.len()]);
-    let modes = rows.zip(round);
-    modes
-        .map(|((workers, row), mtu)| Mode::new(workers, mtu, row))
-        .collect()
+    let ciphers = ciphers();
+    let crossed = (0..WORKERS.len()).flat_map(|w| (0..4).map(move |c| (w, c)));
+    let modes = crossed.map(|(w, c)| Mode {
+        workers: WORKERS[w],
+        mtu: MTUS[(w + c) % MTUS.len()],
+        offloads: (w + c) % 2 == 0,
+        cipher: ciphers[c % ciphers.len()],
+        joined: (w == 1) != (c >= 2),
+    });
+    modes.collect()
 }
 
 fn all() -> Vec<Mode> {
     let mut modes = Vec::new();
     for workers in WORKERS {
         for mtu in MTUS {
-            for number in 0..8 {
-                let row = [0, 1, 2].map(|bit| number >> bit & 1 != 0);
-                modes.push(Mode::new(workers, mtu, row));
+            for cipher in ciphers() {
+                for (offloads, joined) in
+                    [(false, false), (false, true), (true, false), (true, true)]
+                {
+                    modes.push(Mode {
+                        workers,
+                        mtu,
+                        offloads,
+                        cipher,
+                        joined,
+                    });
+                }
             }
         }
     }
@@ -141,8 +152,8 @@ fn carries(mode: Mode, bytes: u64, within: Duration) {
     for status in pair.status() {
         assert_eq!(status.node.workers, mode.workers, "{mode:?}");
         assert_eq!(status.node.mtu, mode.mtu, "{mode:?}");
-        if mode.library {
-            assert_eq!(status.node.aead, "library", "{mode:?}");
+        if mode.cipher != "auto" {
+            assert_eq!(status.node.aead, mode.cipher, "{mode:?}");
         }
         for feature in [
             "tun_offload_header",
