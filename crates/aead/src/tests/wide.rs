@@ -15,6 +15,8 @@ use crate::wide::lanes::{Limbs, Processor, WIDEST_LIMBS, Words};
 use crate::wide::poly1305::{Mac, PIECE_LEN};
 use crate::wide::{self, Run};
 use crate::{Forged, KEY_LEN, NONCE_LEN, TAG_LEN, nonce, portable, text_and_tag};
+#[cfg(not(miri))]
+use crate::{Implementation, Key};
 
 /// Calls a function with every kind of lanes in front of its arguments.
 macro_rules! with_all_lanes {
@@ -401,6 +403,119 @@ fn the_lanes_agree_with_wycheproof() {
             "vector {}",
             vector.tc_id
         );
+    }
+}
+
+/// The same vectors as whole records, in every lane and by everything that the processor has.
+///
+/// A record has no additional data and a nonce that begins with four zero bytes, and every vector has
+/// the one or begins otherwise. So each gives key, text and the nonce's last eight bytes, and what the
+/// pure-Rust library makes of them is expected; where the nonce is a record's, that is the vector's own
+/// ciphertext. A tag is changed as the vector's is: those that are not valid must not open.
+#[test]
+fn whole_records_agree_with_wycheproof() {
+    use wycheproof::aead::{TestName, TestSet};
+
+    let set = TestSet::load(TestName::ChaCha20Poly1305).expect("the vectors are there");
+    let (mut tried, mut own, mut invalid) = (0, 0, 0);
+    for vector in set.test_groups.iter().flat_map(|group| &group.tests) {
+        let Ok(vector_nonce) = <&[u8; NONCE_LEN]>::try_from(&vector.nonce[..]) else {
+            continue;
+        };
+        let key = vector.key[..].try_into().expect("32 bytes");
+        let (first, counter) = vector_nonce
+            .split_first_chunk::<4>()
+            .expect("4 of 12 bytes");
+        let counter = u64::from_le_bytes(counter.try_into().expect("8 of 12 bytes"));
+        let mut sealed = vector.pt.to_vec();
+        let tag = portable::Cipher::new(key).seal(nonce(counter), &mut sealed);
+        if *first == [0; 4] {
+            assert_eq!(sealed, vector.ct[..], "vector {}", vector.tc_id);
+            own += 1;
+        }
+        let (_, right) = model::seal(key, vector_nonce, &vector.aad, &vector.pt);
+        let change: [u8; TAG_LEN] = array::from_fn(|i| right[i] ^ vector.tag[i]);
+        let arrived: [u8; TAG_LEN] = array::from_fn(|i| tag[i] ^ change[i]);
+        let genuine = vector.result == wycheproof::TestResult::Valid;
+        let record = Record {
+            key,
+            counter,
+            plain: &vector.pt,
+            sealed: [&sealed[..], &tag].concat(),
+            arrived: [&sealed[..], &arrived].concat(),
+            verdict: if genuine { Ok(()) } else { Err(Forged) },
+        };
+        with_all_lanes!(fills_every_lane(&record));
+        #[cfg(not(miri))]
+        takes_every_place(&record);
+        tried += 1;
+        invalid += usize::from(!genuine);
+    }
+    assert!(tried > 250, "{tried} vectors");
+    assert!(own >= 10 && invalid > 50, "{own} and {invalid} vectors");
+
+    struct Record<'a> {
+        key: &'a [u8; KEY_LEN],
+        counter: u64,
+        plain: &'a [u8],
+        sealed: Vec<u8>,
+        arrived: Vec<u8>,
+        verdict: Result<(), Forged>,
+    }
+
+    fn fills_every_lane<P: Lanes>(processor: P, record: &Record<'_>) {
+        let stride = record.sealed.len();
+        let counters = [record.counter; WIDEST];
+        let counters = &counters[..P::BLOCKS];
+        let mut run = [record.plain, &[0; TAG_LEN]].concat().repeat(P::BLOCKS);
+        processor.seal(
+            record.key,
+            counters,
+            Run::new(&mut run, stride, 0, P::BLOCKS),
+        );
+        assert_eq!(run, record.sealed.repeat(P::BLOCKS));
+
+        let mut run = record.arrived.repeat(P::BLOCKS);
+        let mut opened = vec![Err(Forged); P::BLOCKS];
+        let arrived = Run::new(&mut run, stride, 0, P::BLOCKS);
+        processor.open(record.key, counters, arrived, &mut opened);
+        assert_eq!(opened, vec![record.verdict; P::BLOCKS]);
+        if record.verdict.is_ok() {
+            for run in run.chunks(stride) {
+                assert_eq!(&run[..record.plain.len()], record.plain);
+            }
+        }
+    }
+
+    /// By keys, as callers have them: each place of a run in turn has the vector's counter.
+    #[cfg(not(miri))]
+    fn takes_every_place(record: &Record<'_>) {
+        let stride = record.sealed.len();
+        let names = Implementation::all().map(Implementation::name);
+        let named = names.filter_map(Implementation::named);
+        for implementation in Implementation::all().chain(named) {
+            let key = Key::with(*record.key, implementation);
+            for place in 0..WIDEST {
+                let first = record.counter - place as u64;
+                let mut run = [record.plain, &[0; TAG_LEN]].concat().repeat(WIDEST);
+                key.seal_run(first, &mut run, stride, 0);
+                let here = place * stride..(place + 1) * stride;
+                assert_eq!(
+                    run[here.clone()],
+                    record.sealed,
+                    "{}",
+                    implementation.name()
+                );
+
+                run[here.clone()].copy_from_slice(&record.arrived);
+                let counters: Vec<u64> = (first..).take(WIDEST).collect();
+                let mut opened = Vec::new();
+                key.open_run(&counters, &mut run, stride, 0, &mut opened);
+                let mut expected = vec![Ok(()); WIDEST];
+                expected[place] = record.verdict;
+                assert_eq!(opened, expected, "{}", implementation.name());
+            }
+        }
     }
 }
 
