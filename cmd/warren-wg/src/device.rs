@@ -100,7 +100,7 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
 fn choose(aead: Aead) -> anyhow::Result<()> {
     let named = |name| {
         Implementation::named(name)
-            .with_context(|| format!("this processor lacks what the cipher {name} needs"))
+            .with_context(|| format!("this processor lacks what --aead {name} needs; --aead auto takes the fastest that it has"))
     };
     warren_aead::choose(match aead {
         Aead::Auto => Implementation::current(),
