@@ -2,8 +2,28 @@
 
 use crate::case::Case;
 
-/// The verdict on what does not reach its bar.
-pub(crate) const SHORT: &str = "SHORT";
+/// How a figure stands to its bar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    AimReached,
+    Passed,
+    Short,
+    NoBar,
+    NotMeasured,
+}
+
+impl Verdict {
+    /// As the table has it.
+    pub(crate) fn in_words(self) -> &'static str {
+        match self {
+            Verdict::AimReached => "pass, aim reached",
+            Verdict::Passed => "pass",
+            Verdict::Short => "SHORT",
+            Verdict::NoBar => "no bar",
+            Verdict::NotMeasured => "not measured",
+        }
+    }
+}
 
 /// What a figure is held against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -248,7 +268,7 @@ impl Bar {
     }
 
     /// What a value is worth on a processor with or without AVX-512 IFMA.
-    pub(crate) fn verdict(&self, value: f64, larger_is_better: bool, ifma: bool) -> &'static str {
+    pub(crate) fn verdict(&self, value: f64, larger_is_better: bool, ifma: bool) -> Verdict {
         let reached = |wanted: f64| {
             if larger_is_better {
                 value >= wanted
@@ -257,10 +277,10 @@ impl Bar {
             }
         };
         match self.wanted_on(ifma).map(|wanted| wanted.map(reached)) {
-            Some([_, true]) => "pass, aim reached",
-            Some([true, false]) => "pass",
-            Some([false, false]) => SHORT,
-            None => "no bar",
+            Some([_, true]) => Verdict::AimReached,
+            Some([true, false]) => Verdict::Passed,
+            Some([false, false]) => Verdict::Short,
+            None => Verdict::NoBar,
         }
     }
 
@@ -272,18 +292,18 @@ impl Bar {
 
 #[cfg(test)]
 mod tests {
-    use super::BARS;
+    use super::{BARS, Verdict};
 
     #[test]
     fn a_figure_passes_at_its_bar_and_is_short_just_behind_it() {
         let bulk = &BARS[0];
-        assert_eq!(bulk.verdict(2.2, true, true), "pass");
-        assert_eq!(bulk.verdict(2.19, true, true), "SHORT");
-        assert_eq!(bulk.verdict(2.19, true, false), "pass");
-        assert_eq!(bulk.verdict(3.0, true, true), "pass, aim reached");
+        assert_eq!(bulk.verdict(2.2, true, true), Verdict::Passed);
+        assert_eq!(bulk.verdict(2.19, true, true), Verdict::Short);
+        assert_eq!(bulk.verdict(2.19, true, false), Verdict::Passed);
+        assert_eq!(bulk.verdict(3.0, true, true), Verdict::AimReached);
         let cost = &BARS[2];
-        assert_eq!(cost.verdict(0.42, false, true), "pass");
-        assert_eq!(cost.verdict(0.43, false, true), "SHORT");
+        assert_eq!(cost.verdict(0.42, false, true), Verdict::Passed);
+        assert_eq!(cost.verdict(0.43, false, true), Verdict::Short);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::bars::{Against, BARS, Bar, SHORT};
+use crate::bars::{Against, BARS, Bar, Verdict};
 use crate::case::{Case, Figures, larger_is_better};
 use crate::device::Program;
 
@@ -178,26 +178,18 @@ impl Report {
         let mut rows = vec![header.to_vec()];
         let mut measured = 0;
         for bar in &BARS {
-            let larger = larger_is_better(bar.figure);
+            let sign = if larger_is_better(bar.figure) {
+                ">="
+            } else {
+                "<="
+            };
             let wanted = bar.wanted_on(self.machine.avx512ifma);
-            let sign = if larger { ">=" } else { "<=" };
             let [least, aim] = wanted.map_or(["-", "-"].map(str::to_owned), |wanted| {
                 wanted.map(|wanted| format!("{sign} {wanted}"))
             });
             let rival = self.rival(bar);
-            let (shown, verdict) = match Spread::of(&mut self.against(bar, rival)) {
-                Some(spread) => {
-                    measured += 1;
-                    // What must never happen may not happen in any round.
-                    let value = match wanted {
-                        Some([0.0, _]) => spread.most,
-                        _ => spread.median,
-                    };
-                    let verdict = bar.verdict(value, larger, self.machine.avx512ifma);
-                    (spread.show(), verdict)
-                }
-                None => ("-".to_owned(), "not measured"),
-            };
+            let spread = Spread::of(&mut self.against(bar, rival));
+            measured += usize::from(spread.is_some());
             rows.push(vec![
                 bar.name.to_owned(),
                 match (bar.against, rival) {
@@ -207,10 +199,10 @@ impl Report {
                     (Against::BestPeer, None) => "the best peer".to_owned(),
                     (Against::BestPeer, Some(peer)) => format!("{peer} (the best)"),
                 },
-                shown,
+                (spread.as_ref()).map_or("-".to_owned(), Spread::show),
                 least,
                 aim,
-                verdict.to_owned(),
+                self.verdict(bar, spread.as_ref()).in_words().to_owned(),
             ]);
         }
         if measured == 0 {
@@ -234,10 +226,24 @@ impl Report {
     }
 
     /// Whether something was measured that does not reach its bar.
-    pub(crate) fn is_short(&self) -> Result<bool> {
-        let mut text = String::new();
-        self.bars(&mut text)?;
-        Ok(text.contains(SHORT))
+    pub(crate) fn is_short(&self) -> bool {
+        BARS.iter().any(|bar| {
+            let spread = Spread::of(&mut self.against(bar, self.rival(bar)));
+            self.verdict(bar, spread.as_ref()) == Verdict::Short
+        })
+    }
+
+    fn verdict(&self, bar: &Bar, measured: Option<&Spread>) -> Verdict {
+        let ifma = self.machine.avx512ifma;
+        let Some(spread) = measured else {
+            return Verdict::NotMeasured;
+        };
+        let value = match bar.wanted_on(ifma) {
+            // What must never happen may not happen in any round.
+            Some([0.0, _]) => spread.most,
+            _ => spread.median,
+        };
+        bar.verdict(value, larger_is_better(bar.figure), ifma)
     }
 
     /// The figure of one device in one round.
@@ -513,19 +519,51 @@ mod tests {
         digits,
     };
 
-    #[test]
-    fn the_best_peer_is_the_best_of_all_rounds_and_not_of_each() {
-        let machine = Machine::this().expect("it is known");
-        let mut report = Report {
-            machine,
-            rounds: 4,
+    fn report() -> Report {
+        Report {
+            machine: Machine::this().expect("it is known"),
+            rounds: 3,
             seconds: 0.0,
             congestion: "cubic".to_owned(),
             stolen: 0.0,
             programs: [].into(),
             samples: Vec::new(),
             failures: Vec::new(),
-        };
+        }
+    }
+
+    fn sample(round: usize, case: Case, device: &str, figures: Figures) -> Sample {
+        Sample {
+            round,
+            case: format!("{case:?}"),
+            device: device.to_owned(),
+            loop_step_ns: 1.0,
+            figures,
+        }
+    }
+
+    #[test]
+    fn a_bar_is_missed_by_its_median_and_where_nothing_may_happen_by_any_round() {
+        let mut report = report();
+        assert!(!report.is_short(), "nothing was measured");
+        for (round, warren) in [40.0, 1.0, 39.0].into_iter().enumerate() {
+            for (device, kpps) in [(WARREN, warren), (WIREGUARD_GO, 1.0)] {
+                let figures = Figures::from([("kpps", kpps), ("reordered", 0.0)]);
+                (report.samples).push(sample(round, Case::Segment64, device, figures));
+            }
+        }
+        assert!(!report.is_short(), "one slow round of three");
+        let fast = &mut report.samples[0].figures;
+        fast.insert("reordered", 1.0);
+        assert!(report.is_short(), "one datagram of one round was late");
+        report.samples[0].figures = Figures::from([("kpps", 2.0), ("reordered", 0.0)]);
+        assert!(report.is_short(), "two slow rounds of three");
+    }
+
+    #[test]
+    fn the_best_peer_is_the_best_of_all_rounds_and_not_of_each() {
+        let mut report = report();
+        report.rounds = 4;
         let rounds = [
             (WARREN, &[10.0, 20.0, 30.0, 40.0][..]),
             (WIREGUARD_GO, &[10.0, 1.0, 90.0, 1.0]),
@@ -535,13 +573,10 @@ mod tests {
         ];
         for (device, values) in rounds {
             for (round, &value) in values.iter().enumerate() {
-                report.samples.push(Sample {
-                    round,
-                    case: format!("{:?}", Case::Ping),
-                    device: device.to_owned(),
-                    loop_step_ns: 1.0,
-                    figures: Figures::from([("p99 us", value), ("kpps", value)]),
-                });
+                let figures = Figures::from([("p99 us", value), ("kpps", value)]);
+                report
+                    .samples
+                    .push(sample(round, Case::Ping, device, figures));
             }
         }
         let rival = |figure| {
