@@ -15,7 +15,7 @@ use warren_control::status::{self, Status};
 use warren_control::{Limits, Listener, Server, uapi};
 use warren_engine::{Engine, Threads, UdpOptions};
 
-use crate::settings::{Aead, Role, Settings, Tuning};
+use crate::settings::{Role, Settings, Tuning};
 use crate::{daemon, sys};
 
 /// wireguard-go's, which leaves room for an outer IPv6 header on Ethernet.
@@ -40,7 +40,7 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
         .uapi_fd
         .map(|fd| adopt("WG_UAPI_FD", fd))
         .transpose()?;
-    choose(settings.tuning.aead)?;
+    warren_aead::choose(settings.tuning.aead)?;
     let (ends, end) = mpsc::channel();
     watch_signals(ends.clone())?;
 
@@ -94,21 +94,6 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
         End::Uapi(warren_control::End::Failed(error)) => Err(error).context("cannot serve wg(8)"),
         _ => Ok(()),
     }
-}
-
-/// Decides what seals and opens, before there are keys and while no other thread is in the way of the clock.
-fn choose(aead: Aead) -> anyhow::Result<()> {
-    let named = |name| {
-        Implementation::named(name)
-            .with_context(|| format!("this processor lacks what --aead {name} needs; --aead auto takes the fastest that it has"))
-    };
-    warren_aead::choose(match aead {
-        Aead::Auto => Implementation::current(),
-        Aead::Library => Implementation::LIBRARY,
-        Aead::Avx2 => named("avx2")?,
-        Aead::Avx512 => named("avx512")?,
-    });
-    Ok(())
 }
 
 impl fmt::Display for End {

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory as _, Parser, ValueEnum};
 use clap_complete::Shell;
 use tracing::level_filters::LevelFilter;
+use warren_aead::Choice;
 
 /// The marks of a process that [`crate::daemon`] has started.
 pub(crate) const FOREGROUND_VARIABLE: &str = "WG_PROCESS_FOREGROUND";
@@ -54,21 +55,7 @@ pub(crate) struct Tuning {
     pub(crate) no_steering: bool,
     pub(crate) no_udp_segmentation: bool,
     pub(crate) no_udp_receive_offload: bool,
-    pub(crate) aead: Aead,
-}
-
-/// What seals and opens packets.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Aead {
-    /// The fastest that the processor has
-    #[default]
-    Auto,
-    /// One packet at a time, by the library
-    Library,
-    /// Many at a time by AVX2, even where the library is faster
-    Avx2,
-    /// Many at a time by AVX-512, even where the library is faster
-    Avx512,
+    pub(crate) aead: Choice,
 }
 
 /// A name that the kernel takes for an interface (`dev_valid_name` in `net/core/dev.c`).
@@ -305,7 +292,7 @@ struct TuningArguments {
 
     /// What seals and opens packets: whatever is fastest, or one by name [WARREN_AEAD; auto]
     #[arg(long, value_name = "CIPHER")]
-    aead: Option<Aead>,
+    aead: Option<Choice>,
 }
 
 const AFTER_HELP: &str = "\
@@ -389,11 +376,11 @@ impl Environment<'_> {
         }
     }
 
-    fn aead(&self, name: &'static str) -> Result<Aead, SettingsError> {
+    fn aead(&self, name: &'static str) -> Result<Choice, SettingsError> {
         let Some(value) = self.get(name) else {
-            return Ok(Aead::default());
+            return Ok(Choice::default());
         };
-        let aead = (value.to_str()).and_then(|text| Aead::from_str(text, false).ok());
+        let aead = (value.to_str()).and_then(|text| Choice::from_str(text, false).ok());
         aead.ok_or(SettingsError::Variable {
             name,
             value,
@@ -530,7 +517,7 @@ mod tests {
             no_steering: true,
             no_udp_segmentation: true,
             no_udp_receive_offload: true,
-            aead: Aead::Library,
+            aead: Choice::Library,
         };
         let by_option = read(
             "--workers 4 --joined --mtu 1280 --no-tun-offload --no-uso --no-tunnel-offload \
@@ -569,10 +556,10 @@ mod tests {
     #[test]
     fn every_cipher_has_a_name() {
         for (name, aead) in [
-            ("auto", Aead::Auto),
-            ("library", Aead::Library),
-            ("avx2", Aead::Avx2),
-            ("avx512", Aead::Avx512),
+            ("auto", Choice::Auto),
+            ("library", Choice::Library),
+            ("avx2", Choice::Avx2),
+            ("avx512", Choice::Avx512),
         ] {
             let by_option = read(&format!("--aead {name} wg0"), &[]).expect("settings");
             let by_variable = read("wg0", &[("WARREN_AEAD", name)]).expect("settings");

@@ -3,8 +3,9 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum, ValueHint};
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
+use warren_aead::Choice;
 use warren_k8s::Access;
 use warren_mesh::{NodeName, STATE_DIR};
 
@@ -98,23 +99,9 @@ pub(crate) struct RunArgs {
     pub(crate) workers: Option<u16>,
     /// What seals and opens packets.
     #[arg(long, value_enum, default_value_t)]
-    pub(crate) aead: Aead,
+    pub(crate) aead: Choice,
     #[command(flatten)]
     pub(crate) state: State,
-}
-
-/// What seals and opens packets.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Aead {
-    /// The fastest that the processor has
-    #[default]
-    Auto,
-    /// One packet at a time, by the library
-    Library,
-    /// Many at a time by AVX2, even where the library is faster
-    Avx2,
-    /// Many at a time by AVX-512, even where the library is faster
-    Avx512,
 }
 
 /// What a daemon is to run.
@@ -129,7 +116,7 @@ pub(crate) struct Run {
     /// How many threads carry packets each way; `None` leaves the number to the machine.
     pub(crate) workers: Option<u16>,
     /// What seals and opens packets.
-    pub(crate) aead: Aead,
+    pub(crate) aead: Choice,
     /// Where the node keeps its own.
     pub(crate) state: PathBuf,
 }

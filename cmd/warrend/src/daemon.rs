@@ -11,12 +11,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use warren_config::HostConfig;
 use warren_control::{Limits, Listener, Server, http, status as socket};
-use warren_engine::{End, Implementation};
+use warren_engine::End;
 use warren_mesh::{Plan, RESOLVE_AGAIN_SECS, Step};
 use warren_netlink::{Ahead, Host, LinkState, Report};
 use warren_state::StateDir;
 
-use crate::args::{Aead, Run};
+use crate::args::Run;
 use crate::notify;
 use crate::source::{self, Aim, Around, Source, Stepped, Todo};
 use crate::status::{Board, fence_in_words, fences};
@@ -36,21 +36,6 @@ pub(crate) fn run(args: Run) -> anyhow::Result<()> {
         .build()
         .context("there is no runtime")?;
     runtime.block_on(async { Daemon::start(args).await?.run().await })
-}
-
-/// Decides what seals and opens, before there are keys and while no other thread is in the way of the clock.
-fn choose(aead: Aead) -> anyhow::Result<()> {
-    let named = |name| {
-        Implementation::named(name)
-            .with_context(|| format!("this processor lacks what --aead {name} needs; --aead auto takes the fastest that it has"))
-    };
-    warren_engine::choose(match aead {
-        Aead::Auto => Implementation::current(),
-        Aead::Library => Implementation::LIBRARY,
-        Aead::Avx2 => named("avx2")?,
-        Aead::Avx512 => named("avx512")?,
-    });
-    Ok(())
 }
 
 struct Daemon {
@@ -103,7 +88,7 @@ impl Daemon {
         };
         let state = StateDir::new(&args.state);
         state.create()?;
-        choose(args.aead).inspect_err(|_| fence_as_it_was(&state))?;
+        warren_aead::choose(args.aead).inspect_err(|_| fence_as_it_was(&state))?;
         let mut host = Host::new(state.path())?;
         let source = Source::new(&args, &state, &mut host).await;
         let source = source.inspect_err(|_| fence_as_it_was(&state))?;

@@ -36,17 +36,6 @@ enum Code {
 /// Decided once in a program.
 static CURRENT: OnceLock<Implementation> = OnceLock::new();
 
-/// Has every key made by this implementation, whatever is faster. For the start of a program, before
-/// it has keys.
-///
-/// # Panics
-///
-/// If it was decided otherwise before.
-pub fn choose(implementation: Implementation) {
-    let current = *CURRENT.get_or_init(|| implementation);
-    assert_eq!(current, implementation, "there is a choice already");
-}
-
 impl Implementation {
     /// The library alone: AWS-LC, or pure Rust where that does not build.
     pub const LIBRARY: Self = Self {
@@ -55,7 +44,7 @@ impl Implementation {
     };
 
     /// What [`Key::new`] uses: the first of [`Implementation::all`] that has just agreed with the library
-    /// and was faster, for texts with which it was, unless [`choose`] was called.
+    /// and was faster, for texts with which it was, unless [`choose`](crate::choose) was called.
     ///
     /// The first call takes the time to find out, half a millisecond for each that is tried.
     pub fn current() -> Self {
@@ -68,6 +57,16 @@ impl Implementation {
                 .find_map(Self::where_faster)
                 .unwrap_or(Self::LIBRARY)
         })
+    }
+
+    /// Has every key made by this one, whatever is faster.
+    ///
+    /// # Panics
+    ///
+    /// If it was decided otherwise before.
+    pub(crate) fn decide(self) {
+        let current = *CURRENT.get_or_init(|| self);
+        assert_eq!(current, self, "there is a choice already");
     }
 
     /// All that this processor has: first what should be the fastest, the library last.

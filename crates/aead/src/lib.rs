@@ -12,6 +12,7 @@
 //! This crate knows neither replay windows nor sessions: that a counter is used once per key is the
 //! caller's promise. It allocates nothing after `Key::new` and never fails on well-formed input.
 
+mod choice;
 mod implementation;
 #[cfg(not(any(target_family = "wasm", warren_null_cipher)))]
 mod library;
@@ -28,7 +29,8 @@ use std::fmt;
 
 use zeroize::{Zeroize, Zeroizing};
 
-pub use implementation::{Implementation, choose};
+pub use choice::{Choice, Lacking, choose};
+pub use implementation::Implementation;
 #[cfg(not(any(target_family = "wasm", warren_null_cipher)))]
 use library::Cipher;
 #[cfg(warren_null_cipher)]

@@ -43,6 +43,4 @@ pub use router::{Control, Edges, Entropy, Inbound, Outbound, Router, Timestamps,
 pub use sync::locks_taken;
 /// Why a UDP port was not opened, as [`ApplyError`] and [`Report`] tell.
 pub use warren_udp::BindError;
-/// What seals and opens packets, and how to choose it.
-pub use warren_wireguard::{Implementation, choose};
 pub use worker::{Threads, default_workers};

@@ -44,7 +44,7 @@ pub use peer::{
     SessionState, Stale, TimersState, Verdict,
 };
 pub use session::Session;
-pub use warren_aead::{Forged, Implementation, Key, choose};
+pub use warren_aead::{Forged, Implementation, Key};
 
 /// Age at which an initiator renews a session that it sends with.
 pub const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
