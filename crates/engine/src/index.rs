@@ -145,6 +145,9 @@ pub(crate) struct Recent(Box<[Set]>);
 #[repr(align(64))]
 struct Set([(u32, Weak<Receiver>); WAYS]);
 
+#[cfg(target_pointer_width = "64")]
+const _: () = assert!(size_of::<Set>() == 64, "a set is a line");
+
 impl Recent {
     pub(crate) fn new() -> Self {
         Self((0..SETS).map(|_| Set::default()).collect())
@@ -237,6 +240,37 @@ mod tests {
         table.retire(7, &peer);
         assert_eq!(watched.strong_count(), 0, "the keys are gone");
         assert!(recent.lookup(&table, 7).is_none());
+    }
+
+    #[test]
+    fn a_full_set_answers_as_the_table_does_whatever_comes_and_goes() {
+        let table = IndexTable::new();
+        let mut recent = Recent::new();
+        let key = PublicKey::from_bytes([1; 32]);
+        let peer = Arc::new(PeerHandle::new(PeerId(0), key, Peer::new(key, 0)));
+        // Twice as many as a set has places for, and two for each of these.
+        let indices: Vec<u32> = (0..2 * WAYS).map(|n| (n * SETS + 5) as u32).collect();
+        let sessions: Vec<_> = indices.iter().map(|&index| session(index)).collect();
+        let mut there = [false; 2 * WAYS];
+        let mut random = 1_u32;
+        let mut held = 0;
+        for _ in 0..20_000 {
+            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let at = (random >> 24) as usize % indices.len();
+            match (random >> 16) % 8 {
+                0 if there[at] => table.retire(indices[at], &peer),
+                0 | 1 if !there[at] => table.promote(Arc::clone(&sessions[at]), &peer),
+                _ => {
+                    let found = recent.lookup(&table, indices[at]);
+                    let found = found.map(|receiver| receiver.session.local_index());
+                    assert_eq!(found, there[at].then_some(indices[at]));
+                    held += usize::from(found.is_some());
+                    continue;
+                }
+            }
+            there[at] = !there[at];
+        }
+        assert!(held > 5_000, "of 20,000 looks {held} found a session");
     }
 
     /// A session with this index of ours, of a handshake with somebody.

@@ -127,8 +127,8 @@ impl Timer {
             return Ok(());
         }
         self.deadline = deadline;
-        // Zero would disarm; a deadline in the past expires at once.
-        let nanos = deadline.map_or(0, |deadline| deadline.as_nanos().max(1));
+        // Zero disarms, which no instant is; a deadline in the past expires at once.
+        let nanos = deadline.map_or(0, Instant::as_nanos);
         let value = Timespec {
             tv_sec: i64::try_from(nanos / 1_000_000_000).unwrap_or(i64::MAX),
             tv_nsec: (nanos % 1_000_000_000) as _,
