@@ -20,8 +20,8 @@ use warren_wireguard::time::Instant;
 const LUMP_BYTES: usize = 1_500_000;
 
 /// A read that brings less does not count, even if it leaves more behind: its messages are short, and so
-/// is what waits.
-const LARGE_READ: usize = 256 << 10;
+/// is what waits. Nor does anybody in it tell.
+pub(crate) const LARGE_READ: usize = 256 << 10;
 
 /// For how long no other is told, by this reader. A flow within a building has answered by then. One
 /// through the world has not, but takes losses within one round trip for one (RFC 6675), as it does marks
@@ -54,7 +54,7 @@ impl Standing {
         self.tells[family as usize] = false;
     }
 
-    /// Whether one of the packets of the next read is to tell its sender. Answers so once.
+    /// Whether one of the packets of the next read is to tell its sender, if that is a large one. Answers so once.
     pub(crate) fn take_tells(&mut self, family: Family) -> bool {
         std::mem::take(&mut self.tells[family as usize])
     }

@@ -26,7 +26,7 @@ use crate::poll::{Poller, Wake};
 use crate::router::{Edges, Inbound, Outbound, Router};
 use crate::schedule::{Duty, Flood, Schedule};
 use crate::shared::{Shared, SocketSet};
-use crate::standing::Standing;
+use crate::standing::{self, Standing};
 
 /// How many packets one read of a TUN queue takes at most.
 const READ_PACKETS: usize = 64;
@@ -331,7 +331,9 @@ impl Worker {
             standing.emptied(family);
             return false;
         }
-        scratch.tell(standing.take_tells(family));
+        if standing.take_tells(family) {
+            scratch.tell(standing::LARGE_READ);
+        }
         let router = &self.shared.router;
         let now = clock::now();
         let datagrams = &batch.datagrams;

@@ -270,9 +270,10 @@ impl Node {
         done
     }
 
-    /// Has one packet of the next batch from the socket tell its sender that too much waits.
-    pub fn tell(&mut self) {
-        self.inbound.tell(true);
+    /// Has one packet of the next batch from the socket tell its sender that too much waits, if that batch brings
+    /// `least` bytes.
+    pub fn tell(&mut self, least: usize) {
+        self.inbound.tell(least);
     }
 
     /// Takes what was put into `batches.recv`.

@@ -690,7 +690,7 @@ fn who_fills_the_queue_before_the_reader_is_told_once() {
             let sealed = peer.seal(packet);
             flights.push(flight(peer.address, scene.node.address, &sealed));
         }
-        scene.node.tell();
+        scene.node.tell(1);
         let done = scene.arrive_all(&flights);
         let mut wanted = vec![sparse];
         wanted.extend(packets);
@@ -713,6 +713,51 @@ fn who_fills_the_queue_before_the_reader_is_told_once() {
     }
     assert_eq!(scene.dropped(Reason::InStandingQueue), 1);
     assert_eq!(scene.dropped(Reason::InEcn), 0);
+}
+
+/// Issue 5: a lump may end where a read does, and the next one is of somebody else.
+#[test]
+fn who_comes_behind_what_filled_the_queue_is_not_told() {
+    let mut scene = Scene::new(21);
+    let mut peer = scene.session(1, &["10.9.0.0/16"]);
+    let (_, packet) = udp("10.9.0.1", "10.0.1.1", 1);
+    scene.node.tell(1000);
+    for _ in 0..20 {
+        let sealed = peer.seal(&packet);
+        assert_eq!(scene.arrive(&peer, &[&sealed]).delivered.len(), 1);
+    }
+    assert_eq!(scene.dropped(Reason::InStandingQueue), 0);
+}
+
+/// Issue 5: who has most of a batch is a peer, whatever ports it sends from, and what it repeats does not count.
+#[test]
+fn who_fills_the_queue_is_told_of_by_what_was_accepted_of_all_places() {
+    let mut scene = Scene::new(21);
+    let mut spread = scene.session(1, &["10.9.0.0/16"]);
+    let mut honest = scene.session(2, &["10.8.0.0/16"]);
+    let mut replayed = scene.session(3, &["10.7.0.0/16"]);
+    let bulk = |source, number| packet::build(flow(source, "10.0.1.1"), number, 1, 700).1;
+    let repeated: Vec<_> = (0..6)
+        .map(|n| replayed.seal(&bulk("10.7.0.1", n)))
+        .collect();
+    let repeated: Vec<&[u8]> = repeated.iter().map(Vec::as_slice).collect();
+    scene.arrive(&replayed, &repeated);
+
+    let to = scene.node.address;
+    let mut flights: Vec<_> = (repeated.iter())
+        .map(|sealed| flight(replayed.address, to, sealed))
+        .collect();
+    flights.extend((0..3).map(|n| flight(honest.address, to, &honest.seal(&bulk("10.8.0.1", n)))));
+    flights.extend((0..5).map(|n| {
+        let port = SocketAddr::new(spread.address.ip(), 2000 + n as u16);
+        flight(port, to, &spread.seal(&bulk("10.9.0.1", n)))
+    }));
+    scene.node.tell(1);
+    let done = scene.arrive_all(&flights);
+    assert_eq!(scene.dropped(Reason::InStandingQueue), 1);
+    let mut wanted: Vec<_> = (0..3).map(|n| bulk("10.8.0.1", n)).collect();
+    wanted.extend((1..5).map(|n| bulk("10.9.0.1", n)));
+    assert_eq!(done.delivered, wanted);
 }
 
 /// BEHAVIOURS 47.

@@ -24,6 +24,7 @@ use warren_wireguard::{Endpoint, Record, Verdict};
 use super::{Edges, Router, endpoint_of, handshake};
 use crate::drops::{Reason, Tally};
 use crate::index::{Receiver, Recent};
+use crate::peer::PeerId;
 use crate::tables::Tables;
 
 /// Tags a transmit to someone who may be no peer.
@@ -45,8 +46,8 @@ pub struct Inbound {
     tally: Tally,
     /// Bytes that the last batch brought of peers, replays left out.
     accepted: usize,
-    /// Whether the next batch has one packet that tells its sender that too much waits.
-    tells: bool,
+    /// How much the next batch has to bring for one of its packets to tell its sender that too much waits, if any may.
+    tells: Option<usize>,
 }
 
 /// What one batch holds of one session, from one place.
@@ -58,17 +59,13 @@ struct Group {
     records: Vec<Record>,
     /// Where each record's plaintext lies, and its outer mark.
     plaintexts: Vec<(Range<usize>, Ecn)>,
+    /// Bytes of those of them that were neither replayed nor of a session that has ended.
+    accepted: usize,
 }
 
 impl Group {
-    /// Which of its records tells, if one of this group has to: the first of the longest, which is of
-    /// the flow that fills the session, and not what comes behind it as an end or between.
-    fn teller(&self) -> Option<usize> {
-        let records = self.records.iter().enumerate().rev();
-        records
-            .filter(|(_, record)| record.verdict == Verdict::Accepted && record.len != 0)
-            .max_by_key(|(_, record)| record.len)
-            .map(|(at, _)| at)
+    fn peer(&self) -> Option<PeerId> {
+        self.receiver.as_ref().map(|receiver| receiver.peer.id())
     }
 }
 
@@ -85,7 +82,7 @@ impl Inbound {
             coalescer: Coalescer::new(merge),
             tally: Tally::new(),
             accepted: 0,
-            tells: false,
+            tells: None,
         }
     }
 
@@ -94,10 +91,11 @@ impl Inbound {
         self.accepted
     }
 
-    /// Says whether one packet of the next batch is to tell its sender that too much waits here, as one does that met
-    /// congestion on its way: a large one of the session that has most of the batch.
-    pub fn tell(&mut self, tells: bool) {
-        self.tells = tells;
+    /// Has one packet of the next batch tell its sender that too much waits here, as one does that met congestion on
+    /// its way: a large one of the peer that has most of the batch. If the batch brings less than `least` bytes, what
+    /// waited was read before it, and nobody is told: it may be others' altogether.
+    pub fn tell(&mut self, least: usize) {
+        self.tells = Some(least);
     }
 
     /// The group of this session and place, made if the batch has none yet.
@@ -116,6 +114,7 @@ impl Inbound {
                     from,
                     records: Vec::new(),
                     plaintexts: Vec::new(),
+                    accepted: 0,
                 });
             }
             self.used += 1;
@@ -150,23 +149,21 @@ impl Router {
         }
         self.receive(scratch, &tables, arena, out, now, edges);
         let mut groups = std::mem::take(&mut scratch.groups);
-        scratch.accepted = 0;
-        let tells = std::mem::take(&mut scratch.tells).then(|| largest(&groups[..scratch.used]));
-        for (at, group) in groups[..scratch.used].iter_mut().enumerate() {
-            let Some(receiver) = group.receiver.take() else {
-                continue;
-            };
-            self.accept(scratch, &receiver, group, now);
-            let teller = match tells {
-                Some(chosen) if chosen == at => group.teller(),
-                _ => None,
-            };
-            self.admit(scratch, &tables, arena, &receiver, group, teller);
+        let used = &mut groups[..std::mem::take(&mut scratch.used)];
+        for group in used.iter_mut() {
+            self.accept(&mut scratch.tally, group, now);
+        }
+        scratch.accepted = used.iter().map(|group| group.accepted).sum();
+        let tells = (scratch.tells.take()).filter(|least| scratch.accepted >= *least);
+        let teller = tells.and_then(|_| teller(used));
+        for (at, group) in used.iter_mut().enumerate() {
+            let teller = teller.filter(|teller| teller.group == at);
+            self.admit(scratch, &tables, arena, group, teller);
+            group.receiver = None;
             group.records.clear();
             group.plaintexts.clear();
         }
         scratch.groups = groups;
-        scratch.used = 0;
         scratch.coalescer.finish(arena);
         for write in scratch.coalescer.writes() {
             edges.deliver(&write.header, arena, write.pieces);
@@ -280,7 +277,11 @@ impl Router {
     }
 
     /// Step 4: one lock.
-    fn accept(&self, scratch: &mut Inbound, receiver: &Receiver, group: &mut Group, now: Instant) {
+    fn accept(&self, tally: &mut Tally, group: &mut Group, now: Instant) {
+        group.accepted = 0;
+        let Some(receiver) = &group.receiver else {
+            return;
+        };
         if group.records.is_empty() {
             return;
         }
@@ -299,11 +300,11 @@ impl Router {
                     bytes += DATA_HEADER + record.len + TAG;
                     packets += 1;
                 }
-                Verdict::Replayed => scratch.tally.count(Reason::InReplayed),
-                Verdict::Expired => scratch.tally.count(Reason::InSessionExpired),
+                Verdict::Replayed => tally.count(Reason::InReplayed),
+                Verdict::Expired => tally.count(Reason::InSessionExpired),
             }
         }
-        scratch.accepted += bytes;
+        group.accepted = bytes;
         let peer = &receiver.peer;
         peer.rx_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         peer.rx_packets.fetch_add(packets, Ordering::Relaxed);
@@ -315,17 +316,19 @@ impl Router {
         scratch: &mut Inbound,
         tables: &Tables,
         arena: &mut [u8],
-        receiver: &Receiver,
         group: &Group,
-        teller: Option<usize>,
+        teller: Option<Teller>,
     ) {
+        let Some(receiver) = &group.receiver else {
+            return;
+        };
         let records = group.records.iter().zip(&group.plaintexts).enumerate();
         for (at, (record, (plaintext, outer))) in records {
             if record.verdict != Verdict::Accepted || plaintext.is_empty() {
                 continue;
             }
             let bytes = &mut arena[plaintext.clone()];
-            let tells = teller == Some(at);
+            let tells = teller.is_some_and(|teller| teller.record == at);
             match admit(tables, bytes, *outer, tells, receiver) {
                 Ok(len) => scratch
                     .coalescer
@@ -363,10 +366,28 @@ fn admit(
     Ok(len)
 }
 
-/// Which of the groups has the most bytes.
-fn largest(groups: &[Group]) -> usize {
-    let bytes = |group: &Group| -> usize { group.records.iter().map(|record| record.len).sum() };
-    (0..groups.len())
-        .max_by_key(|&at| bytes(&groups[at]))
-        .unwrap_or_default()
+/// The packet of a batch that tells its sender that too much waits.
+#[derive(Debug, Clone, Copy)]
+struct Teller {
+    group: usize,
+    /// Its place in the group.
+    record: usize,
+}
+
+/// Which one that is: of the peer that has most of the batch, by whatever sessions and from whatever places, the first
+/// of the longest, which is of the flow that fills the batch, and not what comes behind it as an end or between.
+fn teller(groups: &[Group]) -> Option<Teller> {
+    let of = |peer| groups.iter().filter(move |group| group.peer() == peer);
+    let most = (groups.iter().map(Group::peer))
+        .max_by_key(|&peer| of(peer).map(|group| group.accepted).sum::<usize>())?;
+    let records = groups.iter().enumerate().flat_map(|(group, held)| {
+        let records = held.records.iter().enumerate();
+        records.map(move |(record, found)| (Teller { group, record }, held.peer(), found))
+    });
+    records
+        .rev()
+        .filter(|(_, peer, found)| *peer == most && found.verdict == Verdict::Accepted)
+        .filter(|(_, _, found)| found.len != 0)
+        .max_by_key(|(_, _, found)| found.len)
+        .map(|(teller, _, _)| teller)
 }
