@@ -21,7 +21,7 @@ use warren_config::{AllowedIpChange, PeerChange, PrivateKey};
 use warren_packet::batch::{ReadBatch, RecvBatch};
 use warren_packet::vnet;
 use warren_wireguard::Session;
-use warren_wireguard::messages;
+use warren_wireguard::messages::{self, DATA_HEADER, TAG};
 use warren_wireguard::time::Instant;
 
 const BATCH: usize = 64;
@@ -30,9 +30,6 @@ const LEN: usize = 92;
 const INSIDE: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 /// Of everybody.
 const PORT: u16 = 51820;
-/// In front of a sealed packet, and behind it.
-const DATA_HEADER: usize = 16;
-const TAG: usize = 16;
 
 fn turns(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("peers");
