@@ -45,7 +45,7 @@ pub(crate) enum Case {
     Segment1372,
     /// Bulk TCP, one stream, while 50,000 forged handshake messages a second arrive.
     Forged,
-    /// Numbered datagrams beside four streams, by pairs of devices with 1, 2 and 4 workers.
+    /// The rate of four streams, and numbered datagrams beside them, by pairs of devices with 1, 2 and 4 workers.
     Workers,
     /// Initiations of many peers, answered.
     Handshakes,
@@ -99,7 +99,9 @@ impl Case {
             Case::Segment64 => "UDP flood, 64 bytes, application uses UDP_SEGMENT and UDP_GRO",
             Case::Segment1372 => "UDP flood, 1372 bytes, application uses UDP_SEGMENT and UDP_GRO",
             Case::Forged => "Bulk TCP, 1 stream, under 50,000 forged handshake messages a second",
-            Case::Workers => "Datagrams out of order beside four streams, by the number of workers",
+            Case::Workers => {
+                "Four streams, and datagrams out of order beside them, by the number of workers"
+            }
             Case::Handshakes => "Handshakes answered",
             Case::Shed => "Forged handshake messages shed by one core, engine in memory",
             Case::Lookups => "Allowed-ips of a million prefixes, random lookups in memory",
@@ -351,8 +353,8 @@ impl Setting<'_> {
         ]))
     }
 
-    /// Pairs of their own, one after the other, for the numbers of workers that the program can be
-    /// told.
+    /// The rate of four streams and what is out of order beside them, by pairs of their own, one after the other, for the
+    /// numbers of workers that the program can be told.
     fn workers(&self, program: &Program) -> Result<Figures> {
         let mut figures = Figures::new();
         for (number, reordered, rate) in [
@@ -384,6 +386,8 @@ impl Setting<'_> {
                 flood.arrived.datagrams.load(Relaxed) > 0,
                 "nothing arrived by {number} workers"
             );
+            intact(&streams)?;
+            intact(&flood)?;
             figures.insert(reordered, flood.arrived.reordered.load(Relaxed) as f64);
         }
         Ok(figures)
@@ -478,8 +482,7 @@ impl Setting<'_> {
         let (watch, before) = (Stopwatch::start(), look()?);
         self.pace.rest(Duration::from_secs_f64(self.seconds))?;
         let (seconds, after) = (watch.elapsed().as_secs_f64(), look()?);
-        let damaged = load.arrived.damaged.load(Relaxed);
-        ensure!(damaged == 0, "{damaged} pieces arrived damaged");
+        intact(load)?;
         Ok(Window {
             seconds,
             bytes: after.bytes - before.bytes,
@@ -588,6 +591,13 @@ struct Window {
     datagrams: f64,
     busy: f64,
     daemons: f64,
+}
+
+/// Fails if a piece of what arrived is not what was sent.
+fn intact(load: &Load) -> Result<()> {
+    let damaged = load.arrived.damaged.load(Relaxed);
+    ensure!(damaged == 0, "{damaged} pieces arrived damaged");
+    Ok(())
 }
 
 fn figures_of(echoes: &[RoundTrip]) -> Figures {

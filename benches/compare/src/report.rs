@@ -99,7 +99,7 @@ impl Report {
     }
 
     /// Where the raw results go if nobody says: beside the folder of this program, which is
-    /// cargo's for what it builds.
+    /// cargo's for what it builds. The folder is made.
     pub(crate) fn place(&self) -> Result<PathBuf> {
         let program = std::env::current_exe()?;
         let built = program.ancestors().nth(2).context("a program of cargo")?;
@@ -225,12 +225,20 @@ impl Report {
         Ok(())
     }
 
-    /// Whether something was measured that does not reach its bar.
-    pub(crate) fn is_short(&self) -> bool {
-        BARS.iter().any(|bar| {
+    /// What of these cases does not reach its bar, or was not measured on all that its bar asks for.
+    pub(crate) fn short_of(&self, cases: &[Case]) -> Vec<&'static str> {
+        let has_bar = |bar: &&Bar| bar.wanted_on(self.machine.avx512ifma).is_some();
+        let is_short = |bar: &&Bar| {
             let spread = Spread::of(&mut self.against(bar, self.rival(bar)));
-            self.verdict(bar, spread.as_ref()) == Verdict::Short
-        })
+            let verdict = self.verdict(bar, spread.as_ref());
+            matches!(verdict, Verdict::Short | Verdict::NotMeasured)
+        };
+        let asked = BARS.iter().filter(|bar| cases.contains(&bar.case));
+        asked
+            .filter(has_bar)
+            .filter(is_short)
+            .map(|bar| bar.name)
+            .collect()
     }
 
     fn verdict(&self, bar: &Bar, measured: Option<&Spread>) -> Verdict {
@@ -481,7 +489,7 @@ impl Machine {
             cores: std::thread::available_parallelism()?.get(),
             avx512ifma: field("flags").contains("avx512ifma"),
             kernel: said("uname", &["-r"]),
-            date: said("date", &["-u", "+%Y-%m-%d %H:%M UTC"]),
+            date: said("date", &["-u", "+%Y-%m-%d %H:%M:%S UTC"]),
             commit: said(
                 "git",
                 &[
@@ -545,19 +553,26 @@ mod tests {
     #[test]
     fn a_bar_is_missed_by_its_median_and_where_nothing_may_happen_by_any_round() {
         let mut report = report();
-        assert!(!report.is_short(), "nothing was measured");
+        let short_of = |report: &Report| report.short_of(&[Case::Segment64]);
+        let [rate, order] = ["UDP_SEGMENT of 64 bytes", "reordered, UDP_SEGMENT"];
+        assert_eq!(short_of(&report), [rate, order], "nothing was measured");
+        assert!(report.short_of(&[Case::Bbr]).is_empty(), "it has no bar");
         for (round, warren) in [40.0, 1.0, 39.0].into_iter().enumerate() {
             for (device, kpps) in [(WARREN, warren), (WIREGUARD_GO, 1.0)] {
                 let figures = Figures::from([("kpps", kpps), ("reordered", 0.0)]);
                 (report.samples).push(sample(round, Case::Segment64, device, figures));
             }
         }
-        assert!(!report.is_short(), "one slow round of three");
+        assert!(short_of(&report).is_empty(), "one slow round of three");
         let fast = &mut report.samples[0].figures;
         fast.insert("reordered", 1.0);
-        assert!(report.is_short(), "one datagram of one round was late");
+        assert_eq!(
+            short_of(&report),
+            [order],
+            "one datagram of one round was late"
+        );
         report.samples[0].figures = Figures::from([("kpps", 2.0), ("reordered", 0.0)]);
-        assert!(report.is_short(), "two slow rounds of three");
+        assert_eq!(short_of(&report), [rate], "two slow rounds of three");
     }
 
     #[test]
