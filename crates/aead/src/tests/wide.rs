@@ -1,7 +1,7 @@
 //! Many records at once beside one at a time, for every kind of lanes that there is: the plain ones
 //! of `lanes.rs` in both shapes, which assert that no limb outgrows its bounds, and the processor's.
 //!
-//! Nothing here needs the library, so that Miri can run it, in minutes for each test.
+//! Nothing that Miri runs here needs the library, which it cannot call; each test takes it minutes.
 
 use std::array;
 
