@@ -182,7 +182,8 @@ impl Implementation {
         let (fewest, most) = match self.code {
             Code::Library => return None,
             Code::Avx2(_) => (avx2_fewest(text_len), Avx2::BLOCKS),
-            // Where it is the faster, it is from 4 on. Zen 4 takes 0.75 of the library's time to seal 4 texts of
+            // Where it is the faster, it is from 4 on: a constant, since no process measures fewer than
+            // `RECORDS`. Zen 4 takes 0.75 of the library's time to seal 4 texts of
             // 64 bytes, 0.8 for 4 of 512 or 1424, and 0.33, 0.51 and 0.52 for 16 of each; a prototype on Ice
             // Lake was much the same.
             Code::Avx512(_) => (4, Avx512::BLOCKS),
@@ -199,7 +200,7 @@ impl Implementation {
 #[cfg(target_arch = "x86_64")]
 const AVX2_LONGEST: usize = 768;
 
-/// From how many records on AVX2 is faster: on Zen 3 it takes 0.8 of the time for 4 texts of 64 bytes,
+/// From how many records on AVX2 is faster, a constant as for AVX-512: on Zen 3 it takes 0.8 of the time for 4 texts of 64 bytes,
 /// but 1 for 4 of 96.
 #[cfg(target_arch = "x86_64")]
 fn avx2_fewest(text_len: usize) -> usize {
@@ -318,7 +319,8 @@ impl Implementation {
 #[cfg(target_arch = "x86_64")]
 const CLASSES: [(usize, usize); 3] = [(96, 256), (512, AVX2_LONGEST), (1424, usize::MAX)];
 
-/// Records in each run that is measured.
+/// Records in each run that is measured. From how few on lanes are used is not: [`Implementation::group`] has
+/// that from Zen 3 and Zen 4, and on other processors a few records may be slower than by the library.
 #[cfg(target_arch = "x86_64")]
 const RECORDS: usize = 16;
 
