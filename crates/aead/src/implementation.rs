@@ -455,6 +455,32 @@ mod tests {
     }
 
     #[test]
+    fn texts_that_are_too_long_for_lanes_are_left_to_the_library() {
+        for lanes in Implementation::lanes() {
+            let lanes = Implementation {
+                longest: 100,
+                ..lanes
+            };
+            for (text_len, done) in [(100, 16), (101, 0), (200, 0)] {
+                let stride = PREFIX + text_len + TAG_LEN;
+                let plain = vec![7; 16 * stride];
+                let counters: Vec<u64> = (0..16).collect();
+                let key = [0x5a; KEY_LEN];
+                let mut run = plain.clone();
+                let sealed = lanes.seal(&key, 0, &mut run, stride, PREFIX);
+                assert_eq!(sealed, done, "{} of {text_len}", lanes.name());
+                assert_eq!(run == plain, done == 0, "{} of {text_len}", lanes.name());
+
+                let mut opened = [Err(Forged); 16];
+                let tried = lanes.open(&key, &counters, &mut run, stride, PREFIX, &mut opened);
+                assert_eq!(tried, done, "{} of {text_len}", lanes.name());
+                let verdict = if done > 0 { Ok(()) } else { Err(Forged) };
+                assert_eq!(opened, [verdict; 16], "{} of {text_len}", lanes.name());
+            }
+        }
+    }
+
+    #[test]
     #[cfg(not(warren_null_cipher))]
     fn whatever_the_processor_has_can_be_named() {
         for implementation in Implementation::all() {
