@@ -66,8 +66,12 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
     if settings.role == Role::Daemon {
         daemon::ready(settings.keep_stderr).context("cannot leave the terminal")?;
     }
-    let aead = Implementation::current().name();
-    tracing::info!(aead, "{interface} is ready");
+    let aead = Implementation::current();
+    tracing::info!(
+        aead = aead.name(),
+        aead_longest_bytes = aead.longest(),
+        "{interface} is ready"
+    );
     tracing::info!("no state is kept: a clock set back between two starts delays handshakes");
 
     let stopper = uapi.stopper();
@@ -192,6 +196,7 @@ fn describe(engine: &Engine) -> Status {
     );
     status.node.workers = u32::try_from(report.workers).unwrap_or(u32::MAX);
     status.node.aead = report.aead.to_owned();
+    status.node.aead_longest_bytes = report.aead_longest.map(|longest| longest as u64);
     let features = report.features.into_iter();
     status.features = features
         .map(|(name, used)| (name.to_owned(), used))

@@ -114,6 +114,14 @@ fn in_words(status: &Status, now: u64) -> String {
     if let Some(fence) = &node.fence {
         line(&mut text, "fence", fence);
     }
+    if !node.aead.is_empty() {
+        let aead = &node.aead;
+        let what = match node.aead_longest_bytes {
+            None => aead.clone(),
+            Some(longest) => format!("{aead} up to {longest} bytes, library above"),
+        };
+        line(&mut text, "cipher", &what);
+    }
     let named = |used: bool| {
         let names = status.features.iter().filter(|(_, is)| **is == used);
         let names: Vec<&str> = names.map(|(name, _)| name.as_str()).collect();
@@ -298,6 +306,8 @@ mod tests {
                 workers: 2,
                 mesh_digest: Some("a".repeat(64)),
                 fence: Some("closed twice".to_owned()),
+                aead: "avx2".to_owned(),
+                aead_longest_bytes: Some(768),
                 ..Node::default()
             },
             peers: vec![
@@ -329,6 +339,7 @@ mod tests {
             "node        hut: warren0 is up, MTU 1420, port 51820, 2 workers, warrend 0.1.0\n\
              mesh file   aaaaaaaaaaaaaaaa\n\
              fence       closed twice\n\
+             cipher      avx2 up to 768 bytes, library above\n\
              in use      nftables\n\
              not in use  steering\n\
              drops       replayed 3\n\

@@ -110,6 +110,7 @@ impl Source for Board {
                 mtu: report.mtu,
                 workers: report.workers as u32,
                 aead: report.aead.to_owned(),
+                aead_longest_bytes: report.aead_longest.map(|longest| longest as u64),
                 ..status.node
             };
             status.waiting = Some(status::Waiting {

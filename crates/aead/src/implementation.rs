@@ -110,6 +110,12 @@ impl Implementation {
             Code::Avx512(_) => "avx512",
         }
     }
+
+    /// The length in bytes of the longest text for which it is used, since the library is faster with
+    /// those that are longer; `None` where it is used for all.
+    pub fn longest(self) -> Option<usize> {
+        (self.longest != usize::MAX).then_some(self.longest)
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -452,6 +458,13 @@ mod tests {
             assert_eq!(faster_up_to(lanes, 100), Some(256));
             assert_eq!(faster_up_to(lanes, 50), None);
         }
+    }
+
+    #[test]
+    fn how_far_lanes_are_used_is_told_where_they_are_not_for_all() {
+        assert_eq!(LANES.longest(), None);
+        let short = LANES.where_faster_by(|text_len| vec![tried(text_len as u64, 99)]);
+        assert_eq!(short.map(Implementation::longest), Some(Some(256)));
     }
 
     #[test]

@@ -99,6 +99,11 @@ fn of_node(status: &Status, registry: &Registry) -> prometheus::Result<()> {
         (!node.aead.is_empty()).then_some((node.aead.as_str(), 1)),
     )?;
     gauges.maybe(
+        "warren_aead_longest_bytes",
+        "The longest text for which that is used; absent where it is used for all.",
+        node.aead_longest_bytes,
+    )?;
+    gauges.maybe(
         "warren_queued_handshakes",
         "Handshake messages that wait to be served.",
         status.waiting.map(|waiting| waiting.handshakes),

@@ -246,6 +246,10 @@ pub struct Node {
     pub workers: u32,
     /// What seals and opens packets, by name.
     pub aead: String,
+    /// The length of the longest text for which that is used; the library does those that are longer.
+    /// `None` where it is used for all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aead_longest_bytes: Option<u64>,
     /// The digest of the mesh file in force.
     pub mesh_digest: Option<String>,
     /// How the mesh's prefixes are kept from leaving in the clear, in words.

@@ -125,6 +125,9 @@ pub struct Report {
     pub workers: usize,
     /// What seals and opens packets of new sessions, by name.
     pub aead: &'static str,
+    /// The length in bytes of the longest text for which that is used; the library does those that are
+    /// longer. `None` where it is used for all.
+    pub aead_longest: Option<usize>,
     /// What waits for something.
     pub waiting: Waiting,
     /// What is in use of what the kernel offers, by name.
@@ -370,13 +373,15 @@ impl Engine {
                 *drops.entry(name).or_default() += count;
             }
         }
+        let aead = Implementation::current();
         Report {
             interface: net.device.name(),
             up: net.up,
             unbound: net.unbound.clone(),
             mtu: u32::try_from(self.shared.router.mtu()).unwrap_or(u32::MAX),
             workers: net.workers,
-            aead: Implementation::current().name(),
+            aead: aead.name(),
+            aead_longest: aead.longest(),
             waiting: self.shared.router.waiting(),
             features,
             drops,

@@ -35,6 +35,7 @@ fn a_status_is_told_as_metrics() {
         r#"warren_peer_received_packets_total{peer="barn",node="hut"} 13"#,
         r#"warren_peer_sent_packets_total{peer="barn",node="hut"} 14"#,
         r#"warren_aead_in_use{implementation="avx2",node="hut"} 1"#,
+        r#"warren_aead_longest_bytes{node="hut"} 768"#,
         r#"warren_queued_handshakes{node="hut"} 15"#,
         r#"warren_staged_bytes{node="hut"} 16"#,
         r#"warren_enforcement{state="Staged",node="hut"} 1"#,
@@ -59,7 +60,14 @@ fn a_status_is_told_as_metrics() {
 #[test]
 fn what_is_not_known_is_absent() {
     let text = metrics::text(&Status::default());
-    for absent in ["idle", "fence_standing", "staged", "api", "condition"] {
+    for absent in [
+        "idle",
+        "fence_standing",
+        "staged",
+        "api",
+        "condition",
+        "aead",
+    ] {
         assert!(!text.contains(absent), "{absent} in\n{text}");
     }
     assert!(text.contains("warren_ready{node=\"\"} 1\n"), "{text}");
@@ -208,6 +216,7 @@ fn full() -> Status {
             mtu: 1420,
             workers: 2,
             aead: "avx2".to_owned(),
+            aead_longest_bytes: Some(768),
             ..Node::default()
         },
         peers: vec![Peer {
