@@ -10,7 +10,7 @@ use std::thread;
 use anyhow::{Context as _, bail};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use warren_aead::Implementation;
+use warren_aead::{Choice, Implementation};
 use warren_control::status::{self, Status};
 use warren_control::{Limits, Listener, Server, uapi};
 use warren_engine::{Engine, Threads, UdpOptions};
@@ -40,7 +40,7 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
         .uapi_fd
         .map(|fd| adopt("WG_UAPI_FD", fd))
         .transpose()?;
-    warren_aead::choose(settings.tuning.aead)?;
+    choose_aead(settings.tuning.aead)?;
     let (ends, end) = mpsc::channel();
     watch_signals(ends.clone())?;
 
@@ -115,6 +115,14 @@ impl fmt::Display for End {
             Self::Uapi(Socket::Failed(error)) => write!(f, "the socket failed: {error}"),
         }
     }
+}
+
+fn choose_aead(choice: Choice) -> anyhow::Result<()> {
+    warren_aead::choose(choice).context("cannot seal packets as --aead or WARREN_AEAD asks")?;
+    for why in Implementation::distrusted() {
+        tracing::warn!("{why}");
+    }
+    Ok(())
 }
 
 fn adopt(variable: &str, fd: i32) -> anyhow::Result<OwnedFd> {

@@ -9,6 +9,7 @@ use anyhow::{Context as _, bail};
 use ipnet::IpNet;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use warren_aead::{Choice, Implementation};
 use warren_config::HostConfig;
 use warren_control::{Limits, Listener, Server, http, status as socket};
 use warren_engine::End;
@@ -88,7 +89,7 @@ impl Daemon {
         };
         let state = StateDir::new(&args.state);
         state.create()?;
-        warren_aead::choose(args.aead).inspect_err(|_| fence_as_it_was(&state))?;
+        choose_aead(args.aead).inspect_err(|_| fence_as_it_was(&state))?;
         let mut host = Host::new(state.path())?;
         let source = Source::new(&args, &state, &mut host).await;
         let source = source.inspect_err(|_| fence_as_it_was(&state))?;
@@ -539,6 +540,14 @@ impl Daemon {
             }
         }
     }
+}
+
+fn choose_aead(choice: Choice) -> anyhow::Result<()> {
+    warren_aead::choose(choice).context("cannot seal packets as --aead asks")?;
+    for why in Implementation::distrusted() {
+        tracing::warn!("{why}");
+    }
+    Ok(())
 }
 
 /// Answers `warren status` for an interface.

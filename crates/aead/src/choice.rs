@@ -20,62 +20,71 @@ pub enum Choice {
     Avx512,
 }
 
-/// A [`Choice`] that cannot be had, since the processor lacks instructions that it needs.
+/// Why what has this [`Implementation::name`] cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Lacking {
-    /// [`Implementation::name`].
-    name: &'static str,
+pub enum Unusable {
+    /// The processor has no instructions for it.
+    Lacking(&'static str),
+    /// It is there, but its results are not the library's: a fault of the code or of the processor.
+    Disagrees(&'static str),
 }
 
 /// Has every key of this program made by what is chosen. For the start, before there are keys and
-/// while no other thread is in the way of the clock: [`Choice::Auto`] takes the time to find out.
+/// while no other thread is in the way of the clock: [`Choice::Auto`] takes the time to find out, and
+/// [`Implementation::distrusted`] then tells what it left out for its results.
 ///
 /// # Errors
 ///
-/// If the processor lacks what is chosen; then nothing is decided.
+/// If what is chosen cannot be used; then nothing is decided.
 ///
 /// # Panics
 ///
 /// If it was decided otherwise before.
-pub fn choose(choice: Choice) -> Result<(), Lacking> {
-    let named = |name| Implementation::named(name).ok_or(Lacking { name });
+pub fn choose(choice: Choice) -> Result<(), Unusable> {
     let implementation = match choice {
         Choice::Auto => Implementation::current(),
         Choice::Library => Implementation::LIBRARY,
-        Choice::Avx2 => named("avx2")?,
-        Choice::Avx512 => named("avx512")?,
+        Choice::Avx2 => Implementation::named("avx2")?,
+        Choice::Avx512 => Implementation::named("avx512")?,
     };
     implementation.decide();
     Ok(())
 }
 
-impl fmt::Display for Lacking {
+impl fmt::Display for Unusable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name } = self;
-        write!(
-            f,
-            "this processor lacks what --aead {name} needs; --aead auto takes the fastest that it has"
-        )
+        match self {
+            Self::Lacking(name) => write!(
+                f,
+                "this processor lacks what {name} needs; auto takes the fastest that it has"
+            ),
+            Self::Disagrees(name) => write!(
+                f,
+                "{name} computes something else than the library on this processor: please report it; \
+                 auto leaves it out"
+            ),
+        }
     }
 }
 
-impl Error for Lacking {}
+impl Error for Unusable {}
 
 #[cfg(test)]
 mod tests {
-    use super::{Choice, Lacking, choose};
-    use crate::Implementation;
+    use super::Unusable;
 
     #[test]
-    fn what_the_processor_lacks_is_refused_with_a_way_out() {
-        for (choice, name) in [(Choice::Avx2, "avx2"), (Choice::Avx512, "avx512")] {
-            // What it has would be decided for all tests of this program.
-            if Implementation::all().all(|implementation| implementation.name() != name) {
-                assert_eq!(choose(choice), Err(Lacking { name }));
-            }
+    fn what_cannot_be_used_is_refused_with_a_way_out() {
+        for (refused, reason) in [
+            (Unusable::Lacking("avx512"), "lacks what avx512 needs"),
+            (
+                Unusable::Disagrees("avx512"),
+                "avx512 computes something else",
+            ),
+        ] {
+            let said = refused.to_string();
+            assert!(said.contains(reason), "{said}");
+            assert!(said.contains("; auto "), "{said}");
         }
-        let said = Lacking { name: "avx512" }.to_string();
-        assert!(said.contains("--aead avx512"), "{said}");
-        assert!(said.contains("--aead auto"), "{said}");
     }
 }

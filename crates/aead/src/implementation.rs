@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::simd::{Avx2, Avx512};
 #[cfg(target_arch = "x86_64")]
 use crate::wide::{Run, TEXT_MAX, chacha20::WIDEST, lanes::Processor};
-use crate::{Forged, KEY_LEN, Key, TAG_LEN};
+use crate::{Forged, KEY_LEN, Key, TAG_LEN, Unusable};
 
 /// The code behind a [`Key`]. All give the same results.
 ///
@@ -33,8 +33,15 @@ enum Code {
     Avx512(Avx512),
 }
 
+/// What every key of a program is made by, and what was left out since it computes something else.
+#[derive(Debug)]
+struct Decision {
+    implementation: Implementation,
+    distrusted: Vec<Unusable>,
+}
+
 /// Decided once in a program.
-static CURRENT: OnceLock<Implementation> = OnceLock::new();
+static DECISION: OnceLock<Decision> = OnceLock::new();
 
 impl Implementation {
     /// The library alone: AWS-LC, or pure Rust where that does not build.
@@ -51,12 +58,9 @@ impl Implementation {
         if cfg!(warren_null_cipher) {
             return Self::LIBRARY;
         }
-        *CURRENT.get_or_init(|| {
-            let mut agreeing = Self::lanes().filter(|lanes| lanes.agrees_with_library());
-            agreeing
-                .find_map(Self::where_faster)
-                .unwrap_or(Self::LIBRARY)
-        })
+        let decide =
+            || Decision::among(Self::lanes(), Self::agrees_with_library, Self::where_faster);
+        DECISION.get_or_init(decide).implementation
     }
 
     /// Has every key made by this one, whatever is faster.
@@ -65,8 +69,23 @@ impl Implementation {
     ///
     /// If it was decided otherwise before.
     pub(crate) fn decide(self) {
-        let current = *CURRENT.get_or_init(|| self);
-        assert_eq!(current, self, "there is a choice already");
+        self.decide_in(&DECISION);
+    }
+
+    fn decide_in(self, decision: &OnceLock<Decision>) {
+        let current = decision.get_or_init(|| Decision {
+            implementation: self,
+            distrusted: Vec::new(),
+        });
+        assert_eq!(current.implementation, self, "there is a choice already");
+    }
+
+    /// Those that [`Implementation::current`] tried and left out since they did not agree with the library, which
+    /// somebody should hear of. None before it was asked, and none where the choice was an
+    /// operator's.
+    pub fn distrusted() -> &'static [Unusable] {
+        let decision = DECISION.get();
+        decision.map_or(&[], |decision| &decision.distrusted)
     }
 
     /// All that this processor has: first what should be the fastest, the library last.
@@ -74,17 +93,30 @@ impl Implementation {
         Self::lanes().chain([Self::LIBRARY])
     }
 
-    /// The one of this [`Implementation::name`], if this processor has it and it agrees with the library.
-    /// It is used for texts of every length, even where the library is faster.
-    pub fn named(name: &str) -> Option<Self> {
-        let longest = usize::MAX;
-        Self::all()
-            .map(|implementation| Self {
-                longest,
-                ..implementation
-            })
-            .find(|implementation| implementation.name() == name)
-            .filter(|implementation| implementation.agrees_with_library())
+    /// The one of this [`Implementation::name`], which is then used for texts of every length, even
+    /// where the library is faster.
+    ///
+    /// # Errors
+    ///
+    /// If this processor has none of that name, or it does not agree with the library.
+    pub fn named(name: &'static str) -> Result<Self, Unusable> {
+        Self::named_among(Self::all(), name, Self::agrees_with_library)
+    }
+
+    fn named_among(
+        mut all: impl Iterator<Item = Self>,
+        name: &'static str,
+        agrees: impl Fn(Self) -> bool,
+    ) -> Result<Self, Unusable> {
+        let found = all.find(|implementation| implementation.name() == name);
+        let named = Self {
+            longest: usize::MAX,
+            ..found.ok_or(Unusable::Lacking(name))?
+        };
+        match agrees(named) {
+            true => Ok(named),
+            false => Err(Unusable::Disagrees(name)),
+        }
     }
 
     fn lanes() -> impl Iterator<Item = Self> {
@@ -115,6 +147,31 @@ impl Implementation {
     /// those that are longer; `None` where it is used for all.
     pub fn longest(self) -> Option<usize> {
         (self.longest != usize::MAX).then_some(self.longest)
+    }
+}
+
+impl Decision {
+    /// For the first of these lanes that agree with the library and are faster, for texts with which
+    /// they are, and for the library where there are none.
+    fn among(
+        lanes: impl Iterator<Item = Implementation>,
+        agrees: impl Fn(Implementation) -> bool,
+        where_faster: impl Fn(Implementation) -> Option<Implementation>,
+    ) -> Self {
+        let mut distrusted = Vec::new();
+        let chosen = lanes
+            .filter(|&lanes| {
+                let agrees = agrees(lanes);
+                if !agrees {
+                    distrusted.push(Unusable::Disagrees(lanes.name()));
+                }
+                agrees
+            })
+            .find_map(where_faster);
+        Self {
+            implementation: chosen.unwrap_or(Implementation::LIBRARY),
+            distrusted,
+        }
     }
 }
 
@@ -447,10 +504,7 @@ mod tests {
             };
             lanes.where_faster_by(tries).map(|chosen| chosen.longest)
         };
-        let short = Implementation {
-            longest: AVX2_LONGEST,
-            ..LANES
-        };
+        let short = with_longest(AVX2_LONGEST);
         assert_eq!(faster_up_to(LANES, 1500), Some(usize::MAX));
         assert_eq!(faster_up_to(short, 1500), Some(768));
         for lanes in [LANES, short] {
@@ -498,12 +552,65 @@ mod tests {
     fn whatever_the_processor_has_can_be_named() {
         for implementation in Implementation::all() {
             let named = Implementation::named(implementation.name());
-            assert_eq!(named.map(|named| named.code), Some(implementation.code));
+            assert_eq!(named.map(|named| named.code), Ok(implementation.code));
+            assert_eq!(named.map(Implementation::longest), Ok(None));
         }
-        assert_eq!(Implementation::named("auto"), None);
-        assert_eq!(Implementation::named("sse2"), None);
+        for name in ["auto", "sse2"] {
+            assert_eq!(Implementation::named(name), Err(Unusable::Lacking(name)));
+        }
         let avx512 = Implementation::named("avx512");
-        assert_eq!(avx512.is_some(), Avx512::detect().is_some());
+        assert_eq!(avx512.is_ok(), Avx512::detect().is_some());
+    }
+
+    #[test]
+    fn what_is_missing_and_what_computes_something_else_are_told_apart() {
+        let name = LANES.name();
+        let named = |all: &[Implementation], agrees| {
+            Implementation::named_among(all.iter().copied(), name, |_| agrees)
+        };
+        assert_eq!(named(&[], true), Err(Unusable::Lacking(name)));
+        assert_eq!(named(&[LANES], false), Err(Unusable::Disagrees(name)));
+        assert_eq!(named(&[LANES], true), Ok(LANES));
+    }
+
+    #[test]
+    fn lanes_that_compute_something_else_are_left_out_and_told_of() {
+        let short = with_longest(64);
+        let among = |agrees: fn(Implementation) -> bool, faster: fn(Implementation) -> bool| {
+            let where_faster = |lanes| faster(lanes).then_some(lanes);
+            let decision = Decision::among([LANES, short].into_iter(), agrees, where_faster);
+            (decision.implementation, decision.distrusted)
+        };
+        let wrong = Unusable::Disagrees(LANES.name());
+        let is_short = |lanes| lanes == with_longest(64);
+        assert_eq!(among(|_| true, |_| true), (LANES, vec![]));
+        assert_eq!(among(|_| true, is_short), (short, vec![]));
+        assert_eq!(among(is_short, |_| true), (short, vec![wrong]));
+        let library = Implementation::LIBRARY;
+        assert_eq!(among(|_| false, |_| true), (library, vec![wrong; 2]));
+        assert_eq!(among(|_| true, |_| false), (library, vec![]));
+    }
+
+    #[test]
+    fn what_was_decided_may_be_decided_again() {
+        let decision = OnceLock::new();
+        for _ in 0..2 {
+            LANES.decide_in(&decision);
+            let decided = decision.get().map(|decision| decision.implementation);
+            assert_eq!(decided, Some(LANES));
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "there is a choice already")]
+    fn what_was_decided_is_not_decided_otherwise() {
+        let decision = OnceLock::new();
+        LANES.decide_in(&decision);
+        with_longest(64).decide_in(&decision);
+    }
+
+    fn with_longest(longest: usize) -> Implementation {
+        Implementation { longest, ..LANES }
     }
 
     fn tried(seal: u64, open: u64) -> Try {

@@ -29,7 +29,7 @@ use std::fmt;
 
 use zeroize::{Zeroize, Zeroizing};
 
-pub use choice::{Choice, Lacking, choose};
+pub use choice::{Choice, Unusable, choose};
 pub use implementation::Implementation;
 #[cfg(not(any(target_family = "wasm", warren_null_cipher)))]
 use library::Cipher;
