@@ -135,7 +135,7 @@ Example:
     #[command(after_help = "\
 Examples:
   warren export phone --new-key --output phone.conf
-  warren export phone | qrencode -t ansiutf8")]
+  warren export phone --new-key | qrencode -t ansiutf8")]
     Export(Export),
 
     /// Print completions for a shell.

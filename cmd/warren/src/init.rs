@@ -29,14 +29,14 @@ pub(crate) fn run(args: &Init) -> anyhow::Result<()> {
         .and_then(|mesh| mesh.directory.nodes.get(&args.name));
     if let (Some(mesh), Some(node)) = (&args.mesh, known) {
         let (name, mesh) = (&args.name, mesh.display());
-        let is_right = node.public_key == Some(key);
-        match is_right {
+        // Nothing of it is for the standard output, which may be on its way to the end of that file.
+        match node.public_key == Some(key) {
             true => output::note(format_args!("{mesh} has node \"{name}\" with this key.")),
             false => output::note(format_args!(
-                "{mesh} has node \"{name}\"; write this into its block:"
+                "{mesh} has node \"{name}\"; write this into its block:\npublic_key = \"{key}\""
             )),
         }
-        return Ok(output::line(format_args!("public_key = \"{key}\""))?);
+        return Ok(());
     }
     output::note("Paste this into the mesh file:");
     let free = mesh.map(|mesh| mesh.directory.free_addresses());

@@ -91,11 +91,13 @@ fn init_takes_free_addresses_of_a_mesh_and_its_output_can_be_appended() {
         "mesh.toml:13:13: warning: node \"barn\", endpoints: neither it nor \"hut\" has an endpoint, \
          so that they cannot reach each other; one of each two needs an endpoint\n"
     );
-    // A node that is in the file gets the line that belongs into its block.
+    // A node that is in the file is told the line that belongs into its block, and nothing is for the file's end.
     let again = scratch.warren(&["init", "hut", "--state", "s3", "--mesh", "mesh.toml"]);
     let key = scratch.private_key("s3/private.key").public();
-    assert_eq!(stdout(&again), format!("public_key = \"{key}\"\n"));
-    assert!(stderr(&again).ends_with("mesh.toml has node \"hut\"; write this into its block:\n"));
+    assert_eq!(stdout(&again), "");
+    let told =
+        format!("mesh.toml has node \"hut\"; write this into its block:\npublic_key = \"{key}\"\n");
+    assert!(stderr(&again).ends_with(&told), "{}", stderr(&again));
 }
 
 #[test]
