@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
+use tracing::level_filters::LevelFilter;
 use warren_aead::Choice;
 use warren_k8s::Access;
 use warren_mesh::{NodeName, STATE_DIR};
@@ -36,7 +37,7 @@ pub(crate) struct Args {
     pub(crate) run: RunArgs,
     /// How much to say: error, warn, info, debug or trace, for each part if need be; info unless
     /// given here or in the environment as WARREN_LOG.
-    #[arg(long, global = true, value_name = "LEVEL")]
+    #[arg(long, global = true, value_name = "LEVEL", value_parser = log_filter)]
     pub(crate) log: Option<String>,
 }
 
@@ -104,6 +105,26 @@ pub(crate) struct RunArgs {
     pub(crate) state: State,
 }
 
+/// What may be said, held against what it is: a filter takes an unknown word for the name of a part, and then there is
+/// no log at all.
+pub(crate) fn log_filter(text: &str) -> Result<String, String> {
+    // To its parser numbers are levels, too, and nothing is one.
+    let level =
+        |word: &str| word.starts_with(char::is_alphabetic) && word.parse::<LevelFilter>().is_ok();
+    let is_known = |directive: &str| match directive.split_once('=') {
+        Some((part, word)) => !part.is_empty() && level(word),
+        None => level(directive),
+    };
+    match text.split(',').all(is_known) {
+        true => Ok(text.to_owned()),
+        false => Err(
+            "it should be error, warn, info, debug or trace, with others for parts behind it, \
+             as in info,warren_netlink=debug"
+                .to_owned(),
+        ),
+    }
+}
+
 /// What a daemon is to run.
 #[derive(Debug)]
 pub(crate) struct Run {
@@ -165,8 +186,36 @@ pub(crate) struct State {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
+    use tracing_subscriber::EnvFilter;
 
     use super::*;
+
+    #[test]
+    fn what_would_silence_the_log_is_refused() {
+        for text in [
+            "info",
+            "TRACE",
+            "off",
+            "warn,warren_netlink=debug",
+            "error,a::b=info",
+        ] {
+            assert_eq!(log_filter(text), Ok(text.to_owned()));
+            assert!(EnvFilter::try_new(text).is_ok());
+        }
+        for text in [
+            "",
+            "inof",
+            "nonsense",
+            "info,inof",
+            "warren=loud",
+            "=info",
+            "=,=",
+            "3",
+            "info,",
+        ] {
+            assert!(log_filter(text).is_err(), "{text:?}");
+        }
+    }
 
     #[test]
     fn a_node_is_run_unless_something_else_is_asked_for() {

@@ -45,8 +45,19 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let level = args.log.or_else(|| std::env::var("WARREN_LOG").ok());
-    start_log(level.as_deref().unwrap_or("info"));
+    let variable = || std::env::var("WARREN_LOG").ok();
+    let level = match (args.log, variable()) {
+        (Some(level), _) => level,
+        (None, None) => "info".to_owned(),
+        (None, Some(value)) => match args::log_filter(&value) {
+            Ok(level) => level,
+            Err(wanted) => {
+                eprintln!("warrend: WARREN_LOG is {value:?}; {wanted}");
+                return ExitCode::from(2);
+            }
+        },
+    };
+    start_log(&level);
     let with_rights = |work: &dyn Fn() -> anyhow::Result<()>| rights::check().and_then(|()| work());
     let done = match (args.command, args.run.into_run()) {
         (Some(Command::Fence(fence)), _) => with_rights(&|| load_fence(&fence)),
@@ -105,7 +116,7 @@ fn uninstall(state: &args::State) -> anyhow::Result<()> {
 /// Logs to the standard error: with time and colour for people, without for a journal, which has
 /// both.
 fn start_log(level: &str) {
-    let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::new(level);
     let terminal = std::io::stderr().is_terminal();
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
