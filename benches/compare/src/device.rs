@@ -10,6 +10,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 use crate::bed::{Bed, Side};
 use crate::clock::{Pace, Stopwatch};
@@ -211,9 +213,28 @@ impl Process {
     }
 }
 
+impl Process {
+    /// Asks it to end, and waits until it has.
+    fn end(&self) -> Result<()> {
+        const PATIENCE: Timespec = Timespec {
+            tv_sec: 2,
+            tv_nsec: 0,
+        };
+        let pid = Pid::from_child(&self.child);
+        let ended = pidfd_open(pid, PidfdFlags::empty())?;
+        kill_process(pid, Signal::TERM)?;
+        let count = poll(&mut [PollFd::new(&ended, PollFlags::IN)], Some(&PATIENCE))?;
+        ensure!(count == 1, "it still runs");
+        Ok(())
+    }
+}
+
 impl Drop for Process {
+    /// It may remove what it has made besides the socket, and is killed where it does not end.
     fn drop(&mut self) {
-        let _ = self.child.kill();
+        if self.end().is_err() {
+            let _ = self.child.kill();
+        }
         let _ = self.child.wait();
         let _ = fs::remove_file(&self.socket);
     }

@@ -44,10 +44,10 @@ use report::{Failure, LIBRARY, NULL, PEERS, Report, Sample, WARREN, WIRE};
     warren-compare --add 'before=/tmp/warren-wg -f {}'     and another build")]
 struct Options {
     /// How often each case runs on each device.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 3, value_parser = at_least_one)]
     rounds: usize,
     /// How long one measurement takes. Echoes are a thousand, however long that takes.
-    #[arg(long, default_value_t = 3.0)]
+    #[arg(long, default_value_t = 3.0, value_parser = seconds)]
     seconds: f64,
     /// Only these cases.
     #[arg(long, value_delimiter = ',')]
@@ -86,6 +86,19 @@ struct Options {
     smoke: bool,
 }
 
+fn at_least_one(text: &str) -> Result<usize, &'static str> {
+    let number = text.parse().ok().filter(|number| *number > 0);
+    number.ok_or("it should be a number from 1 on")
+}
+
+fn seconds(text: &str) -> Result<f64, &'static str> {
+    let number = text
+        .parse()
+        .ok()
+        .filter(|number| (0.1..=3600.0).contains(number));
+    number.ok_or("it should be a number from 0.1 to 3600")
+}
+
 fn main() -> ExitCode {
     let mut options = Options::parse();
     if options.smoke {
@@ -110,6 +123,13 @@ fn compare(options: &Options) -> Result<bool> {
         "network namespaces need root"
     );
     let programs = programs(options)?;
+    let reference = |program: &Program| program.name == options.reference;
+    if options.reference != PEERS[0] && !programs.iter().any(reference) {
+        bail!(
+            "--reference is {:?}, which is none of the devices of this run",
+            options.reference
+        );
+    }
     let pace = Pace::new()?;
     let bed = Bed::new(&options.congestion)?;
     let setting = Setting {
@@ -133,7 +153,16 @@ fn compare(options: &Options) -> Result<bool> {
     )?;
     // Before the run, which takes minutes: a folder that cannot be made is known by then.
     let path = match &options.json {
-        Some(path) => Some(path.clone()),
+        Some(path) => {
+            let folder = path.parent().filter(|folder| *folder != Path::new(""));
+            let is_there = folder.is_none_or(Path::is_dir);
+            ensure!(
+                is_there,
+                "--json {}: there is no such folder",
+                path.display()
+            );
+            Some(path.clone())
+        }
         None if options.smoke => None,
         None => Some(report.place()?),
     };
@@ -299,6 +328,16 @@ fn programs(options: &Options) -> Result<Vec<Program>> {
     let chosen = |name: &&str| {
         options.devices.is_empty() || options.devices.iter().any(|device| device == *name)
     };
+    // Before anything is built, which takes minutes.
+    let added = options.added.iter().map(|added| {
+        let (name, command) = (added.split_once('='))
+            .with_context(|| format!("--add {added:?} should be NAME=COMMAND"))?;
+        let (path, arguments) = (command.trim().split_once(' '))
+            .filter(|(_, arguments)| arguments.contains("{}"))
+            .with_context(|| format!("--add {added:?} has no {{}} where the interface stands"))?;
+        Ok((name, path, arguments))
+    });
+    let added = added.collect::<Result<Vec<_>>>()?;
     let mut programs = Vec::new();
     let own: Vec<&str> = [WARREN, LIBRARY].into_iter().filter(chosen).collect();
     if !own.is_empty() {
@@ -324,12 +363,7 @@ fn programs(options: &Options) -> Result<Vec<Program>> {
             programs.push(Program::known(&name, &path)?);
         }
     }
-    for added in &options.added {
-        let (name, command) = added.split_once('=').context("--add takes NAME=COMMAND")?;
-        let (path, arguments) = command
-            .trim()
-            .split_once(' ')
-            .context("the command of --add has no {}")?;
+    for (name, path, arguments) in added {
         programs.push(Program::new(name, Path::new(path), arguments)?);
     }
     ensure!(!programs.is_empty(), "there is nothing to compare");
