@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use serde::Serialize;
 use serde_json::json;
 use tokio::runtime;
@@ -428,9 +428,16 @@ async fn client(args: &args::Access) -> anyhow::Result<Client> {
         (None, _) if std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() => Access::InCluster,
         (None, _) => {
             let home = std::env::var_os("HOME").context(
-                "nobody says how to reach the API server; name a kubeconfig with --kubeconfig",
+                "nobody says how to reach the API server; name a kubeconfig with --kubeconfig or KUBECONFIG",
             )?;
-            Access::Kubeconfig(PathBuf::from(home).join(".kube/config"))
+            let usual = PathBuf::from(home).join(".kube/config");
+            ensure!(
+                usual.exists(),
+                "nobody says how to reach the API server, and there is no {}; name a kubeconfig with --kubeconfig \
+                 or KUBECONFIG",
+                usual.display()
+            );
+            Access::Kubeconfig(usual)
         }
     };
     Ok(connect(&access).await?)

@@ -1,14 +1,16 @@
 //! `warren check` and `warren plan`: what a mesh file says and would do.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::time::Duration;
 
 use anyhow::bail;
-use warren_control::status;
+use warren_control::status::{self, AskError};
 use warren_mesh::{Description, Plan, Secrets, Section, Severity, Underlay};
 use warren_netlink::{Host, HostError};
 use warren_state::StateDir;
 
+use crate::status::no_right;
 use crate::{args, mesh_file, output, resolve};
 
 /// How long a daemon may take to answer.
@@ -116,11 +118,10 @@ fn running(plan: &Plan) -> anyhow::Result<Option<Description>> {
                 })
                 .collect(),
         })),
-        Err(status::AskError::NoDaemon { source, .. })
-            if source.kind() != std::io::ErrorKind::PermissionDenied =>
-        {
-            Ok(None)
-        }
+        Err(AskError::NoDaemon { source, .. }) => match source.kind() {
+            io::ErrorKind::PermissionDenied => Err(no_right(&path)),
+            _ => Ok(None),
+        },
         Err(error) => Err(error.into()),
     }
 }

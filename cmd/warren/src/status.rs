@@ -48,10 +48,7 @@ pub(crate) fn ask(interface: Option<&str>) -> anyhow::Result<Vec<Status>> {
             Err(AskError::NoDaemon { source, .. })
                 if source.kind() == io::ErrorKind::PermissionDenied =>
             {
-                bail!(
-                    "{} may not be opened by this user; run it as root",
-                    socket.display()
-                );
+                return Err(no_right(&socket));
             }
             Err(AskError::NoDaemon { .. }) => return Err(no_daemon(interface)),
             Err(error) => return Err(error.into()),
@@ -61,6 +58,14 @@ pub(crate) fn ask(interface: Option<&str>) -> anyhow::Result<Vec<Status>> {
         true => Err(no_daemon(interface)),
         false => Ok(statuses),
     }
+}
+
+/// A daemon may run, but does not talk to this user.
+pub(crate) fn no_right(socket: &Path) -> anyhow::Error {
+    anyhow!(
+        "{} may not be opened by this user; run it as root",
+        socket.display()
+    )
 }
 
 fn no_daemon(interface: Option<&str>) -> anyhow::Error {

@@ -56,6 +56,35 @@ fn init_prints_the_block_that_belongs_to_the_key() {
 }
 
 #[test]
+fn a_cause_is_said_once() {
+    let scratch = Scratch::new("causes");
+    let error = |args: &[&str]| stderr(&scratch.warren(args));
+    scratch.write("file", "");
+    assert_eq!(
+        error(&["init", "hut", "--state", "file"]),
+        "error: file is no directory; the keys are kept in one\n"
+    );
+    let inside = error(&["init", "hut", "--state", "file/state"]);
+    assert_eq!(inside.matches("Not a directory").count(), 1, "{inside}");
+    fs::create_dir(scratch.path("s")).expect("made");
+    fs::write(scratch.path("s/private.key"), "abc").expect("written");
+    let private = fs::Permissions::from_mode(0o600);
+    fs::set_permissions(scratch.path("s/private.key"), private).expect("changed");
+    let no_key = error(&["init", "hut", "--state", "s"]);
+    assert_eq!(no_key.matches("a key in base64").count(), 1, "{no_key}");
+
+    let cluster = |variable: &str, value: &str| {
+        let mut command = Command::new(WARREN);
+        command.args(["cluster", "status"]).env_clear();
+        stderr(&scratch.run(command.env(variable, value)))
+    };
+    let absent = cluster("KUBECONFIG", "nowhere");
+    assert_eq!(absent.matches("No such file").count(), 1, "{absent}");
+    let nobody = cluster("HOME", "/nowhere");
+    assert!(nobody.contains("--kubeconfig or KUBECONFIG"), "{nobody}");
+}
+
+#[test]
 fn a_second_init_loses_nothing() {
     let scratch = Scratch::new("second");
     let first = scratch.warren(&["init", "hut", "--state", "s"]);

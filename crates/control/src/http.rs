@@ -45,18 +45,18 @@ pub enum ServeError {
         /// Which one.
         address: SocketAddr,
         /// What the host said.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// There is no thread for it.
     #[error("metrics and probes cannot be served: {0}")]
-    Thread(#[from] io::Error),
+    Thread(io::Error),
 }
 
 /// Serves what `source` knows at `address`, until the server is stopped.
 pub fn serve(address: SocketAddr, source: Arc<dyn Source>) -> Result<Server, ServeError> {
     let listener = TcpListener::bind(address);
     let listener = listener.map_err(|source| ServeError::Listen { address, source })?;
-    Ok(serve_at(listener, source, LIMITS)?)
+    serve_at(listener, source, LIMITS).map_err(ServeError::Thread)
 }
 
 /// Serves what `source` knows to the clients of a socket that listens already.

@@ -41,7 +41,7 @@ pub enum ClaimError {
         /// What was to be claimed.
         path: PathBuf,
         /// What the host said.
-        source: io::Error,
+        r#source: io::Error,
     },
 }
 

@@ -406,17 +406,29 @@ pub enum AskError {
         /// Where one was looked for.
         path: PathBuf,
         /// What the host said.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// The conversation broke off.
     #[error("the daemon's answer was cut off: {0}")]
-    CutOff(#[from] io::Error),
+    CutOff(io::Error),
     /// The answer is not what this version understands.
     #[error("the daemon's answer is not understood: {0}")]
-    NotUnderstood(#[from] serde_json::Error),
+    NotUnderstood(serde_json::Error),
     /// The daemon says why it gives none.
     #[error("the daemon says: {0}")]
     Refused(String),
+}
+
+impl From<io::Error> for AskError {
+    fn from(error: io::Error) -> Self {
+        Self::CutOff(error)
+    }
+}
+
+impl From<serde_json::Error> for AskError {
+    fn from(error: serde_json::Error) -> Self {
+        Self::NotUnderstood(error)
+    }
 }
 
 /// Asks the daemon at `path` how it is doing, and waits for `patience` at most for each step.

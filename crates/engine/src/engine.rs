@@ -77,7 +77,7 @@ pub enum StartError {
         /// What was tried.
         action: &'static str,
         /// What the host said.
-        source: io::Error,
+        r#source: io::Error,
     },
 }
 
@@ -93,7 +93,7 @@ pub enum ApplyError {
         /// The mark that was asked for.
         fwmark: u32,
         /// What the host said.
-        source: io::Error,
+        r#source: io::Error,
     },
 }
 

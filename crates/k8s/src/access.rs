@@ -77,18 +77,18 @@ pub enum AccessError {
         "the way to the API server from inside a cluster is not there: {0}; run as a pod with a \
          service account, or name a kubeconfig"
     )]
-    InCluster(#[source] Box<dyn std::error::Error + Send + Sync>),
+    InCluster(String),
     /// The kubeconfig is none.
-    #[error("the kubeconfig {path} cannot be used: {source}")]
+    #[error("the kubeconfig {path} cannot be used: {cause}")]
     Kubeconfig {
         /// Which one.
         path: PathBuf,
         /// What is wrong with it.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        cause: String,
     },
     /// Its certificates or tokens cannot be used.
     #[error("the credentials for the API server cannot be used: {0}")]
-    Credentials(#[source] Box<dyn std::error::Error + Send + Sync>),
+    Credentials(String),
 }
 
 /// Reads the credentials. It does not ask the API server for anything, which may be away for long.
@@ -407,12 +407,12 @@ impl Lines {
 async fn make(access: &Access) -> Result<(kube::Client, Option<IpAddr>), AccessError> {
     let config = match access {
         Access::InCluster => {
-            kube::Config::incluster().map_err(|error| AccessError::InCluster(error.into()))?
+            kube::Config::incluster().map_err(|error| AccessError::InCluster(chain(&error)))?
         }
         Access::Kubeconfig(path) => {
-            let unusable = |source: kube::config::KubeconfigError| AccessError::Kubeconfig {
+            let unusable = |error: kube::config::KubeconfigError| AccessError::Kubeconfig {
                 path: path.clone(),
-                source: source.into(),
+                cause: chain(&error),
             };
             let file = Kubeconfig::read_from(path).map_err(unusable)?;
             let options = KubeConfigOptions::default();
@@ -422,7 +422,7 @@ async fn make(access: &Access) -> Result<(kube::Client, Option<IpAddr>), AccessE
     };
     let host = config.cluster_url.host().unwrap_or_default();
     let server = host.trim_matches(['[', ']']).parse().ok();
-    let client = stack(&config).map_err(|error| AccessError::Credentials(error.into()))?;
+    let client = stack(&config).map_err(|error| AccessError::Credentials(chain(&error)))?;
     Ok((client, server))
 }
 

@@ -60,7 +60,7 @@ pub struct Finding {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Issue {
     /// The Node's name is none.
-    #[error("{0}")]
+    #[error(transparent)]
     Name(#[from] NameError),
     /// A prefix or address of the Node is none.
     #[error("its Node has {0:?}, which is neither a prefix nor an address")]
@@ -70,7 +70,7 @@ pub enum Issue {
     NoNode,
     /// The record is no record.
     #[error("its MeshNode is not followed: {0}")]
-    Record(#[from] RecordError),
+    Record(RecordError),
     /// The record is that of another Node of this name.
     #[error("its MeshNode is of the uid {record}, and its Node has {node}")]
     OtherNode {

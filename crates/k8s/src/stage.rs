@@ -48,7 +48,7 @@ pub struct Holdups {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Missing {
     /// What the API says is not to be believed.
-    #[error("{0}")]
+    #[error(transparent)]
     Trust(#[from] Distrust),
     /// Nothing says what must not travel in the clear.
     #[error("the Mesh has no podPrefixes")]

@@ -49,11 +49,7 @@ impl fmt::Display for KernelError {
     }
 }
 
-impl std::error::Error for KernelError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.source)
-    }
-}
+impl std::error::Error for KernelError {}
 
 impl From<io::Error> for KernelError {
     fn from(source: io::Error) -> Self {

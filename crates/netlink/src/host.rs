@@ -124,14 +124,13 @@ pub enum HostError {
     State(#[from] StateError),
     /// Netlink itself.
     #[error("netlink: {0}")]
-    Kernel(#[from] KernelError),
+    Kernel(KernelError),
     /// The kernel refused a change without which the rest is worth nothing.
     #[error("could not {change}: {error}")]
     Refused {
         /// Which.
         change: Box<Change>,
         /// Why.
-        #[source]
         error: KernelError,
     },
     /// Somebody puts back what is removed.
@@ -140,6 +139,12 @@ pub enum HostError {
     /// There is no fence file.
     #[error("there is no fence file in {}: nothing was ever set up from there", .0.display())]
     NoFence(PathBuf),
+}
+
+impl From<KernelError> for HostError {
+    fn from(error: KernelError) -> Self {
+        Self::Kernel(error)
+    }
 }
 
 impl From<std::io::Error> for HostError {

@@ -65,7 +65,7 @@ pub enum StateError {
         /// Which file.
         path: String,
         /// Why.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// It is not what this program writes.
     #[error("{path} is not a file of this program: {source}")]
@@ -73,7 +73,7 @@ pub enum StateError {
         /// Which file.
         path: String,
         /// Why.
-        source: serde_json::Error,
+        r#source: serde_json::Error,
     },
     /// It is of a version that this program does not know.
     #[error("{path} is of version {found}; this program knows version {VERSION}")]

@@ -108,13 +108,19 @@ pub enum TapError {
     Absent(KernelError),
     /// The kernel refused something.
     #[error("netfilter refuses to log packets: {0}")]
-    Refused(#[from] KernelError),
+    Refused(KernelError),
     /// Somebody has removed the table, or changed what is in it.
     #[error(
         "table {0} was removed or changed while it listened by it, so nothing is proved; run it again while no other \
          program loads rules of nftables"
     )]
     Disturbed(TableName),
+}
+
+impl From<KernelError> for TapError {
+    fn from(error: KernelError) -> Self {
+        Self::Refused(error)
+    }
 }
 
 /// Listens until it is dropped.

@@ -35,7 +35,7 @@ const UDP_CHECKSUM: usize = 6;
 pub enum Malformed {
     /// What is to be cut is not IP.
     #[error("a packet to be cut is not IP: {0}")]
-    NotIp(#[from] NotIp),
+    NotIp(NotIp),
     /// The offload type is none that was asked for.
     #[error("unknown offload type {0}")]
     GsoType(u8),
@@ -149,7 +149,7 @@ impl<'a> Segments<'a> {
                 kind,
             });
         }
-        let packet = Packet::parse(packet)?;
+        let packet = Packet::parse(packet).map_err(Malformed::NotIp)?;
         let (kind, count) = if header.gso_type & vnet::GSO_UDP_TUNNEL == 0 {
             let cut = Cut::new(header, &packet)?;
             (Kind::Cut(cut), cut.count(packet.bytes()))
@@ -264,7 +264,7 @@ impl Tunnel {
         {
             return Err(Malformed::Tunnel);
         }
-        let inner_packet = Packet::parse(&bytes[inner..])?;
+        let inner_packet = Packet::parse(&bytes[inner..]).map_err(Malformed::NotIp)?;
         if inner_packet.bytes().len() != bytes.len() - inner {
             return Err(Malformed::Tunnel);
         }

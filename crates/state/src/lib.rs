@@ -42,7 +42,13 @@ pub enum StateError {
         /// What was to be done.
         did: &'static str,
         /// What the host said.
-        source: io::Error,
+        r#source: io::Error,
+    },
+    /// The directory is none.
+    #[error("{} is no directory; the keys are kept in one", .path.display())]
+    NoDirectory {
+        /// What should be one.
+        path: PathBuf,
     },
     /// There is no such file.
     #[error("there is no {what} at {}; `{make}` makes one", .path.display())]
@@ -86,7 +92,7 @@ pub enum StateError {
         /// Which file.
         path: PathBuf,
         /// What it should hold.
-        source: KeyError,
+        r#source: KeyError,
     },
 }
 
@@ -113,7 +119,12 @@ impl StateDir {
         builder.recursive(true).mode(0o700);
         builder
             .create(&self.path)
-            .map_err(|source| self.error("made", source))?;
+            .map_err(|source| match fs::metadata(&self.path) {
+                Ok(metadata) if !metadata.is_dir() => StateError::NoDirectory {
+                    path: self.path.clone(),
+                },
+                _ => self.error("made", source),
+            })?;
         let metadata = fs::metadata(&self.path).map_err(|source| self.error("read", source))?;
         let mode = metadata.mode() & 0o7777;
         if mode & 0o022 != 0 {
@@ -367,6 +378,20 @@ mod tests {
             state.write(PRIVATE_KEY_FILE, nonsense).expect("written");
             assert!(state.private_key().is_err());
         }
+    }
+
+    #[test]
+    fn a_file_in_place_of_the_directory_is_called_one() {
+        let scratch = Scratch::new("file");
+        scratch.state().create().expect("created");
+        scratch.state().write("file", b"x").expect("written");
+        let state = StateDir::new(scratch.state().path().join("file"));
+        let error = state.create().expect_err("it is a file").to_string();
+        let sentence = format!(
+            "{} is no directory; the keys are kept in one",
+            state.path().display()
+        );
+        assert_eq!(error, sentence);
     }
 
     #[test]

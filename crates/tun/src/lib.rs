@@ -108,21 +108,20 @@ pub struct Features {
 pub enum OpenError {
     /// There is no TUN in this kernel, or no device node.
     #[error("/dev/net/tun is missing; is the tun module loaded?")]
-    Missing(#[source] io::Error),
+    Missing(io::Error),
     /// The device node is there and may not be opened, which takes no capability.
     #[error(
         "/dev/net/tun may not be opened: its rights, the container's runtime (runc 1.2.0 to 1.2.3 do) or \
          a security module denies it; run as root, and a container as a privileged one"
     )]
-    Denied(#[source] io::Error),
+    Denied(io::Error),
     /// It takes `CAP_NET_ADMIN`.
     #[error("no permission to {action}; it takes root or CAP_NET_ADMIN")]
     Permission {
         /// What was not permitted.
         action: &'static str,
         /// What the kernel said.
-        #[source]
-        source: io::Error,
+        r#source: io::Error,
     },
     /// The name is longer than 15 bytes or no name of an interface at all.
     #[error("{0:?} cannot be the name of an interface")]
@@ -135,15 +134,14 @@ pub enum OpenError {
     Other(String),
     /// A descriptor that was handed over is no queue of a TUN interface.
     #[error("the descriptor is not attached to a TUN interface")]
-    NotTun(#[source] Option<io::Error>),
+    NotTun(Option<io::Error>),
     /// Something else went wrong.
-    #[error("cannot {action}")]
+    #[error("cannot {action}: {source}")]
     System {
         /// What was tried.
         action: &'static str,
         /// What the kernel said.
-        #[source]
-        source: io::Error,
+        r#source: io::Error,
     },
 }
 

@@ -107,7 +107,7 @@ pub enum BindError {
         /// The mark.
         fwmark: u32,
         /// What the kernel said.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// Anything else that the kernel said.
     #[error("cannot open a UDP socket for {family}: {source}")]
@@ -115,7 +115,7 @@ pub enum BindError {
         /// For which family.
         family: Family,
         /// What the kernel said.
-        source: io::Error,
+        r#source: io::Error,
     },
 }
 

@@ -1,9 +1,10 @@
 //! What the compiler does not check of the workspace's shape: which crate may use which, where
-//! `unsafe` and the environment may appear, and that each behaviour has a test that carries it.
+//! `unsafe` and the environment may appear, that no error says its cause twice, and that each behaviour has a test that carries it.
 //!
 //! Everything here reads `cargo metadata` and the sources; nothing is built or run.
 
 mod behaviours;
+mod causes;
 mod dependencies;
 mod sources;
 
