@@ -179,15 +179,55 @@ pub(crate) fn run(args: &args::Verify) -> anyhow::Result<ExitCode> {
 
 /// What the daemon says of which there is one, or of that interface.
 pub(crate) fn status_of(interface: Option<&str>) -> anyhow::Result<Status> {
-    let mut statuses = status::ask(interface)?;
-    match statuses.pop() {
-        Some(status) if statuses.is_empty() => Ok(status),
-        _ => bail!("this host has several tunnels; say which with --interface"),
+    one_of(status::ask(interface)?)
+}
+
+/// The one that is of a mesh. Bare devices do not count, unless there is nothing else.
+fn one_of(statuses: Vec<Status>) -> anyhow::Result<Status> {
+    let (mut meshes, mut bare): (Vec<_>, Vec<_>) =
+        (statuses.into_iter()).partition(|status| !is_bare(status));
+    match (meshes.len(), bare.len()) {
+        (1, _) => Ok(meshes.remove(0)),
+        (0, 1) => Ok(bare.remove(0)),
+        (0, _) => bail!("{}", nothing_to_prove(&bare)),
+        (..) => bail!(
+            "this host has the tunnels {}; say which with --interface",
+            interfaces(&meshes)
+        ),
+    }
+}
+
+/// Whether it is a device without a mesh around it, as warren-wg's: it is no node and has no name.
+fn is_bare(status: &Status) -> bool {
+    status.node.name.is_none()
+}
+
+fn nothing_to_prove(bare: &[Status]) -> String {
+    let (are, devices) = match bare.len() {
+        1 => ("is", "a bare device"),
+        _ => ("are", "bare devices"),
+    };
+    format!(
+        "{} {are} {devices} of warren-wg, without a mesh and a fence, so there is nothing to prove",
+        interfaces(bare)
+    )
+}
+
+fn interfaces(statuses: &[Status]) -> String {
+    let names: Vec<&str> = (statuses.iter())
+        .map(|status| status.node.interface.as_str())
+        .collect();
+    match names.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} and {last}", rest.join(", ")),
+        _ => names.concat(),
     }
 }
 
 /// Judges the node whose status this is, from the network namespace of the calling thread.
 pub(crate) fn judge(status: &Status) -> anyhow::Result<Verdict> {
+    if is_bare(status) {
+        bail!("{}", nothing_to_prove(std::slice::from_ref(status)));
+    }
     let node = &status.node;
     let enforcement = (status.cluster.as_ref()).and_then(|cluster| cluster.enforcement);
     if let Some(open @ (Enforcement::Permissive | Enforcement::Removed)) = enforcement {
@@ -657,6 +697,39 @@ fn in_words(peer: &PeerVerdict, verdict: &Verdict) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_several_tunnels_those_of_a_mesh_count() {
+        let status = |interface: &str, name: Option<&str>| {
+            let mut status = Status::default();
+            status.node.interface = interface.to_owned();
+            status.node.name = name.map(str::to_owned);
+            status
+        };
+        let mesh = |interface| status(interface, Some("hut"));
+        let bare = |interface| status(interface, None);
+        let chosen = |statuses: Vec<Status>| match one_of(statuses) {
+            Ok(status) => status.node.interface,
+            Err(error) => error.to_string(),
+        };
+        assert_eq!(
+            chosen(vec![bare("wg0"), mesh("warren0"), bare("wg1")]),
+            "warren0"
+        );
+        assert_eq!(
+            chosen(vec![mesh("w0"), bare("wg0"), mesh("w1"), mesh("w2")]),
+            "this host has the tunnels w0, w1 and w2; say which with --interface"
+        );
+        assert_eq!(
+            chosen(vec![bare("wg0"), bare("wg1")]),
+            "wg0 and wg1 are bare devices of warren-wg, without a mesh and a fence, so there is nothing to prove"
+        );
+        let alone = one_of(vec![bare("wg0")]).and_then(|status| judge(&status));
+        assert_eq!(
+            alone.expect_err("no mesh").to_string(),
+            "wg0 is a bare device of warren-wg, without a mesh and a fence, so there is nothing to prove"
+        );
+    }
 
     #[test]
     fn a_peer_is_at_fault_when_its_packets_go_elsewhere() {
