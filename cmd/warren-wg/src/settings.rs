@@ -10,6 +10,7 @@ use clap::{Args, CommandFactory as _, Parser, ValueEnum};
 use clap_complete::Shell;
 use tracing::level_filters::LevelFilter;
 use warren_aead::Choice;
+use warren_engine::workers_asked;
 
 /// The marks of a process that [`crate::daemon`] has started.
 pub(crate) const FOREGROUND_VARIABLE: &str = "WG_PROCESS_FOREGROUND";
@@ -146,24 +147,16 @@ impl Settings {
             role,
             log_level: level(log_level.as_deref()),
             keep_stderr: log_level.is_some_and(|level| level != "silent"),
-            tun_fd: environment.number("WG_TUN_FD", 0..=i32::MAX, FD)?,
-            uapi_fd: environment.number("WG_UAPI_FD", 0..=i32::MAX, FD)?,
+            tun_fd: environment.parsed("WG_TUN_FD", descriptor)?,
+            uapi_fd: environment.parsed("WG_UAPI_FD", descriptor)?,
             tuning: Tuning {
                 workers: match tuning.workers {
-                    None => environment.number(
-                        "WARREN_WORKERS",
-                        1..=WORKERS_MAX,
-                        "a number from 1 to 256",
-                    )?,
-                    given => given.map(usize::from),
+                    None => environment.parsed("WARREN_WORKERS", workers_asked)?,
+                    given => given,
                 },
                 joined: tuning.joined || environment.switch("WARREN_JOINED")?,
                 mtu: match tuning.mtu {
-                    None => environment.number(
-                        "WARREN_MTU",
-                        MTU_MIN..=MTU_MAX,
-                        "a number of bytes from 68 to 65521",
-                    )?,
+                    None => environment.parsed("WARREN_MTU", mtu)?,
                     given => given,
                 },
                 no_tun_offload: tuning.no_tun_offload
@@ -187,11 +180,19 @@ impl Settings {
     }
 }
 
-const FD: &str = "the number of an open file descriptor";
-const WORKERS_MAX: usize = 256;
 /// The bounds that the kernel has for TUN interfaces.
 const MTU_MIN: u32 = 68;
 const MTU_MAX: u32 = 65_521;
+
+fn mtu(text: &str) -> Result<u32, &'static str> {
+    let bytes = (text.parse().ok()).filter(|bytes| (MTU_MIN..=MTU_MAX).contains(bytes));
+    bytes.ok_or("a number of bytes from 68 to 65521")
+}
+
+fn descriptor(text: &str) -> Result<RawFd, &'static str> {
+    let number = (text.parse().ok()).filter(|number| *number >= 0);
+    number.ok_or("the number of an open file descriptor")
+}
 
 /// What `--version` says.
 const VERSION: &str = if cfg!(warren_null_cipher) {
@@ -251,15 +252,15 @@ struct PagesArguments {
 #[command(next_help_heading = "For benchmarks and for kernels in which something is broken")]
 struct TuningArguments {
     /// Workers, each with a queue of the interface [WARREN_WORKERS; half the processors]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=WORKERS_MAX as i64))]
-    workers: Option<u16>,
+    #[arg(long, value_name = "N", value_parser = workers_asked, allow_negative_numbers = true)]
+    workers: Option<usize>,
 
     /// One thread for both directions of a worker instead of two [WARREN_JOINED]
     #[arg(long)]
     joined: bool,
 
     /// MTU that the interface gets at first [WARREN_MTU; 1420]
-    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(i64::from(MTU_MIN)..=i64::from(MTU_MAX)))]
+    #[arg(long, value_name = "BYTES", value_parser = mtu, allow_negative_numbers = true)]
     mtu: Option<u32>,
 
     /// No large packets from and to the interface [WARREN_NO_TUN_OFFLOAD]
@@ -301,7 +302,7 @@ Environment:
                          that is asked for goes on in the background
   WG_TUN_FD, WG_UAPI_FD  open descriptors of an interface and a socket to use
   WG_PROCESS_FOREGROUND  1 is the same as --foreground
-  The names in brackets above: 1 or a number is the same as the option.
+  The names in brackets above: 1 is the same as a switch, a value as an option's.
 
 Handshakes carry the time, and peers refuse one that is not later than the last. This program keeps
 no state: after a restart with a clock that was set back, peers refuse it until the clock has caught up.
@@ -338,22 +339,18 @@ impl Environment<'_> {
         self.get(name)?.into_string().ok()
     }
 
-    fn number<T>(
+    fn parsed<T>(
         &self,
         name: &'static str,
-        range: std::ops::RangeInclusive<T>,
-        expected: &'static str,
-    ) -> Result<Option<T>, SettingsError>
-    where
-        T: std::str::FromStr + PartialOrd,
-    {
+        parse: impl FnOnce(&str) -> Result<T, &'static str>,
+    ) -> Result<Option<T>, SettingsError> {
         let Some(value) = self.get(name) else {
             return Ok(None);
         };
-        let number = value.to_str().and_then(|text| text.parse().ok());
-        match number.filter(|number| range.contains(number)) {
-            Some(number) => Ok(Some(number)),
-            None => Err(SettingsError::Variable {
+        // No value that means something has what is no text.
+        match parse(&value.to_string_lossy()) {
+            Ok(parsed) => Ok(Some(parsed)),
+            Err(expected) => Err(SettingsError::Variable {
                 name,
                 value,
                 expected,
@@ -371,7 +368,7 @@ impl Environment<'_> {
             _ => Err(SettingsError::Variable {
                 name,
                 value,
-                expected: "1 or 0",
+                expected: "1, yes or true, or 0, no or false",
             }),
         }
     }
@@ -589,6 +586,40 @@ mod tests {
             ("WARREN_AEAD", "avx"),
         ] {
             assert!(read("wg0", &[variable]).is_err(), "{variable:?}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_says_what_would_be_right() {
+        for (arguments, expected) in [
+            (
+                "--workers abc wg0",
+                "'--workers <N>': a number from 1 to 256",
+            ),
+            (
+                "--workers -1 wg0",
+                "'--workers <N>': a number from 1 to 256",
+            ),
+            (
+                "--mtu abc wg0",
+                "'--mtu <BYTES>': a number of bytes from 68 to 65521",
+            ),
+        ] {
+            let error = read(arguments, &[]).expect_err(arguments).to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        for (variable, expected) in [
+            (
+                ("WARREN_WORKERS", "0"),
+                "but should be a number from 1 to 256",
+            ),
+            (
+                ("WARREN_NO_USO", "2"),
+                "but should be 1, yes or true, or 0, no or false",
+            ),
+        ] {
+            let error = read("wg0", &[variable]).expect_err(expected).to_string();
+            assert!(error.ends_with(expected), "{error}");
         }
     }
 

@@ -290,7 +290,8 @@ pub(crate) struct ClusterRemove {
     #[command(flatten)]
     pub(crate) access: Access,
     /// How many seconds to wait for the daemons.
-    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = seconds)]
+    #[arg(allow_negative_numbers = true)]
     pub(crate) timeout: u32,
 }
 
@@ -310,7 +311,7 @@ pub(crate) struct Init {
     #[arg(long = "endpoint", value_name = "HOST[:PORT]")]
     pub(crate) endpoints: Vec<Endpoint>,
     /// The node's own address in the mesh; may be given more than once.
-    #[arg(long = "address", value_name = "ADDRESS")]
+    #[arg(long = "address", value_name = "ADDRESS", value_parser = address)]
     pub(crate) addresses: Vec<IpAddr>,
     /// The mesh file, of which the node takes a free address.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
@@ -365,4 +366,13 @@ pub(crate) struct State {
         value_hint = ValueHint::DirPath
     )]
     pub(crate) directory: PathBuf,
+}
+
+fn address(text: &str) -> Result<IpAddr, &'static str> {
+    text.parse()
+        .map_err(|_| "an address without a prefix length, such as 10.77.0.1")
+}
+
+fn seconds(text: &str) -> Result<u32, &'static str> {
+    text.parse().map_err(|_| "a number of seconds, such as 300")
 }

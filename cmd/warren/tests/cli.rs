@@ -85,6 +85,15 @@ fn a_cause_is_said_once() {
 }
 
 #[test]
+fn an_address_with_a_prefix_length_is_answered_with_one_without() {
+    let scratch = Scratch::new("address");
+    let output = scratch.warren(&["init", "hut", "--address", "10.77.0.1/24"]);
+    let expected = "'--address <ADDRESS>': an address without a prefix length, such as 10.77.0.1";
+    assert!(stderr(&output).contains(expected), "{}", stderr(&output));
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
 fn a_second_init_loses_nothing() {
     let scratch = Scratch::new("second");
     let first = scratch.warren(&["init", "hut", "--state", "s"]);

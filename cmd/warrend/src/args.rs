@@ -7,6 +7,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 use tracing::level_filters::LevelFilter;
 use warren_aead::Choice;
+use warren_engine::workers_asked;
 use warren_k8s::Access;
 use warren_mesh::{NodeName, STATE_DIR};
 
@@ -93,11 +94,11 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "NAME", required = true)]
     pub(crate) node: Option<NodeName>,
     /// Serve metrics and probes over HTTP at this address; on the loopback unless the network may know.
-    #[arg(long, value_name = "ADDRESS:PORT")]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = address_and_port)]
     pub(crate) http: Option<SocketAddr>,
     /// How many threads carry packets each way; half of the processors unless given.
-    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=256))]
-    pub(crate) workers: Option<u16>,
+    #[arg(long, value_name = "NUMBER", value_parser = workers_asked, allow_negative_numbers = true)]
+    pub(crate) workers: Option<usize>,
     /// What seals and opens packets.
     #[arg(long, value_enum, default_value_t)]
     pub(crate) aead: Choice,
@@ -135,7 +136,7 @@ pub(crate) struct Run {
     /// Where to serve metrics and probes, if anywhere.
     pub(crate) http: Option<SocketAddr>,
     /// How many threads carry packets each way; `None` leaves the number to the machine.
-    pub(crate) workers: Option<u16>,
+    pub(crate) workers: Option<usize>,
     /// What seals and opens packets.
     pub(crate) aead: Choice,
     /// Where the node keeps its own.
@@ -181,6 +182,11 @@ pub(crate) struct State {
         value_hint = ValueHint::DirPath
     )]
     pub(crate) directory: PathBuf,
+}
+
+fn address_and_port(text: &str) -> Result<SocketAddr, &'static str> {
+    text.parse()
+        .map_err(|_| "ADDRESS:PORT, such as 127.0.0.1:9586 or [::1]:9586")
 }
 
 #[cfg(test)]
@@ -242,6 +248,34 @@ mod tests {
             "warrend --mesh m --kubernetes --node n",
         ] {
             assert!(parse(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_value_that_means_nothing_is_answered_with_what_would() {
+        for (option, expected) in [
+            (
+                "--workers abc",
+                "'abc' for '--workers <NUMBER>': a number from 1 to 256",
+            ),
+            (
+                "--workers -1",
+                "'-1' for '--workers <NUMBER>': a number from 1 to 256",
+            ),
+            (
+                "--workers 257",
+                "'257' for '--workers <NUMBER>': a number from 1 to 256",
+            ),
+            (
+                "--http nonsense",
+                "'nonsense' for '--http <ADDRESS:PORT>': ADDRESS:PORT, such as 127.0.0.1:9586",
+            ),
+        ] {
+            let line = format!("warrend --mesh m --node n {option}");
+            let error = Args::try_parse_from(line.split(' '))
+                .expect_err(option)
+                .to_string();
+            assert!(error.contains(expected), "{error}");
         }
     }
 }

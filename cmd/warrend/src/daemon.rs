@@ -397,8 +397,7 @@ impl Daemon {
 
     fn tunnel_as(&mut self, plan: &Plan) -> anyhow::Result<()> {
         if self.tunnel.is_none() {
-            let workers =
-                (self.args.workers).map_or_else(warren_engine::default_workers, usize::from);
+            let workers = (self.args.workers).unwrap_or_else(warren_engine::default_workers);
             self.tunnel = Some(Tunnel::open(plan, workers, &self.state)?);
         }
         match &mut self.tunnel {

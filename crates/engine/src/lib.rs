@@ -43,4 +43,4 @@ pub use router::{Control, Edges, Entropy, Inbound, Outbound, Router, Timestamps,
 pub use sync::locks_taken;
 /// Why a UDP port was not opened, as [`ApplyError`] and [`Report`] tell.
 pub use warren_udp::BindError;
-pub use worker::{Threads, default_workers};
+pub use worker::{Threads, default_workers, workers_asked};

@@ -73,6 +73,15 @@ pub fn default_workers() -> usize {
     thread::available_parallelism().map_or(1, |processors| processors.get().div_ceil(2).min(8))
 }
 
+/// How many workers there are at most.
+const WORKERS_MAX: usize = 256;
+
+/// How many workers somebody asks for with this text, or what it should be.
+pub fn workers_asked(text: &str) -> Result<usize, &'static str> {
+    let workers = (text.parse().ok()).filter(|workers| (1..=WORKERS_MAX).contains(workers));
+    workers.ok_or("a number from 1 to 256")
+}
+
 /// A thread's share of a worker.
 #[derive(Debug)]
 pub(crate) struct Worker {
