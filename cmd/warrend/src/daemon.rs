@@ -55,6 +55,8 @@ struct Daemon {
     ahead_told: Vec<Ahead>,
     /// Whether whoever started this daemon was told that it is ready.
     is_ready: bool,
+    /// Nothing was made true yet.
+    is_starting: bool,
     board: Arc<Board>,
     signals: Signals,
     /// What answers `warren status`, and for which interface.
@@ -106,6 +108,7 @@ impl Daemon {
             ahead: Vec::new(),
             ahead_told: Vec::new(),
             is_ready: false,
+            is_starting: true,
             board,
             signals,
             server: None,
@@ -119,6 +122,7 @@ impl Daemon {
                 bail!("{}", daemon.failures.join("\n"));
             }
         }
+        daemon.is_starting = false;
         Ok(daemon)
     }
 
@@ -425,7 +429,7 @@ impl Daemon {
     /// Posts what is wrong with what is in force, and says in the log what of it is new.
     fn tell(&mut self, plan: &Plan, failures: Vec<String>) {
         for failure in &failures {
-            if !self.failures.contains(failure) {
+            if !self.failures.contains(failure) && !self.ends_at_once() {
                 tracing::error!("{failure}");
             }
         }
@@ -464,9 +468,14 @@ impl Daemon {
         self.idle(sentence);
     }
 
+    /// Whether a failure ends this daemon before it was one. Its last words say why, and need no line before.
+    fn ends_at_once(&self) -> bool {
+        self.is_starting && self.tunnel.is_none() && !self.source.may_come_later()
+    }
+
     /// Says why this host is left as it is.
     fn idle(&mut self, sentence: String) {
-        if !self.failures.contains(&sentence) {
+        if !self.failures.contains(&sentence) && !self.ends_at_once() {
             tracing::warn!("{sentence}");
         }
         let mut facts = self.board.facts();

@@ -53,12 +53,13 @@ impl Mesh {
         Self::parse(text, &shown.to_string(), node, state, files)
     }
 
-    /// The last file that was taken, if there was one.
+    /// The last file that was taken, if there was one. One without this node was another node's.
     pub(crate) fn last_good(node: &NodeName, state: &StateDir) -> Option<Self> {
         let text = String::from_utf8(state.read(LAST_GOOD).ok()??).ok()?;
         let path = state.path().join(LAST_GOOD);
         let name = path.display().to_string();
-        Self::parse(text, &name, node, state, &mut BTreeSet::new()).ok()
+        let mesh = Self::parse(text, &name, node, state, &mut BTreeSet::new()).ok()?;
+        (mesh.file.directory.nodes.contains_key(node)).then_some(mesh)
     }
 
     fn parse(
