@@ -50,7 +50,7 @@ impl PublicKey {
 
     /// Reads the UAPI's form, 64 hexadecimal digits of either case.
     pub fn from_hex(text: &str) -> Result<Self, KeyError> {
-        bytes_of_hex(text).map(Self)
+        bytes_of_hex(text).map(|bytes| Self(*bytes))
     }
 }
 
@@ -88,7 +88,7 @@ impl PrivateKey {
     /// Reads the UAPI's form. All zeros means "no key" there, and is `None` here.
     pub fn from_hex(text: &str) -> Result<Option<Self>, KeyError> {
         let bytes = bytes_of_hex(text)?;
-        Ok((bytes != [0; KEY_LEN]).then(|| Self::from_bytes(bytes)))
+        Ok((*bytes != [0; KEY_LEN]).then(|| Self::from_bytes(*bytes)))
     }
 }
 
@@ -117,7 +117,7 @@ impl PresharedKey {
 
     /// Reads the UAPI's form. All zeros means "no key" there, and is `None` here.
     pub fn from_hex(text: &str) -> Result<Option<Self>, KeyError> {
-        bytes_of_hex(text).map(Self::from_bytes)
+        bytes_of_hex(text).map(|bytes| Self::from_bytes(*bytes))
     }
 }
 
@@ -139,7 +139,7 @@ impl FromStr for PublicKey {
     type Err = KeyError;
 
     fn from_str(text: &str) -> Result<Self, KeyError> {
-        bytes_of_base64(text).map(Self)
+        bytes_of_base64(text).map(|bytes| Self(*bytes))
     }
 }
 
@@ -147,9 +147,10 @@ impl FromStr for PrivateKey {
     type Err = KeyError;
 
     fn from_str(text: &str) -> Result<Self, KeyError> {
-        match bytes_of_base64(text)? {
-            zero if zero == [0; KEY_LEN] => Err(KeyError::Zero),
-            bytes => Ok(Self::from_bytes(bytes)),
+        let bytes = bytes_of_base64(text)?;
+        match *bytes == [0; KEY_LEN] {
+            true => Err(KeyError::Zero),
+            false => Ok(Self::from_bytes(*bytes)),
         }
     }
 }
@@ -158,7 +159,7 @@ impl FromStr for PresharedKey {
     type Err = KeyError;
 
     fn from_str(text: &str) -> Result<Self, KeyError> {
-        Self::from_bytes(bytes_of_base64(text)?).ok_or(KeyError::Zero)
+        Self::from_bytes(*bytes_of_base64(text)?).ok_or(KeyError::Zero)
     }
 }
 
@@ -237,12 +238,12 @@ fn hex_of(bytes: &[u8; KEY_LEN]) -> String {
     text
 }
 
-fn bytes_of_hex(text: &str) -> Result<[u8; KEY_LEN], KeyError> {
+fn bytes_of_hex(text: &str) -> Result<Zeroizing<[u8; KEY_LEN]>, KeyError> {
     let digits = text.as_bytes();
     if digits.len() != 2 * KEY_LEN {
         return Err(KeyError::Hex);
     }
-    let mut bytes = [0; KEY_LEN];
+    let mut bytes = Zeroizing::new([0; KEY_LEN]);
     let mut valid = u8::MAX;
     for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
         let [(high, high_is_valid), (low, low_is_valid)] = [pair[0], pair[1]].map(nibble);
@@ -274,18 +275,18 @@ fn nibble(digit: u8) -> (u8, u8) {
     (value, is_number | is_letter)
 }
 
-fn bytes_of_base64(text: &str) -> Result<[u8; KEY_LEN], KeyError> {
-    let mut bytes = [0; KEY_LEN];
+/// By tables: the library has no other way. Files of keys are read so, where the UAPI has digits.
+fn bytes_of_base64(text: &str) -> Result<Zeroizing<[u8; KEY_LEN]>, KeyError> {
+    let mut bytes = Zeroizing::new([0; KEY_LEN]);
     // `decode_slice` refuses an output that might not fit its estimate, hence the spare byte.
-    let mut room = [0; KEY_LEN + 1];
+    let mut room = Zeroizing::new([0; KEY_LEN + 1]);
     let len = BASE64
-        .decode_slice(text, &mut room)
+        .decode_slice(text, &mut room[..])
         .map_err(|_| KeyError::Base64)?;
     if len != KEY_LEN {
         return Err(KeyError::Base64);
     }
     bytes.copy_from_slice(&room[..KEY_LEN]);
-    room.zeroize();
     Ok(bytes)
 }
 
