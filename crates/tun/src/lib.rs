@@ -107,16 +107,16 @@ pub struct Features {
 #[derive(Debug, Error)]
 pub enum OpenError {
     /// There is no TUN in this kernel, or no device node.
-    #[error("/dev/net/tun is missing; is the tun module loaded?")]
+    #[error("/dev/net/tun is missing; is the tun module loaded? ({0})")]
     Missing(io::Error),
     /// The device node is there and may not be opened, which takes no capability.
     #[error(
         "/dev/net/tun may not be opened: its rights, the container's runtime (runc 1.2.0 to 1.2.3 do) or \
-         a security module denies it; run as root, and a container as a privileged one"
+         a security module denies it; run as root, and a container as a privileged one ({0})"
     )]
     Denied(io::Error),
     /// It takes `CAP_NET_ADMIN`.
-    #[error("no permission to {action}; it takes root or CAP_NET_ADMIN")]
+    #[error("no permission to {action}; it takes root or CAP_NET_ADMIN ({source})")]
     Permission {
         /// What was not permitted.
         action: &'static str,
@@ -133,7 +133,7 @@ pub enum OpenError {
     #[error("interface {0} exists and cannot be used: it is no TUN or of another owner")]
     Other(String),
     /// A descriptor that was handed over is no queue of a TUN interface.
-    #[error("the descriptor is not attached to a TUN interface")]
+    #[error("the descriptor is not attached to a TUN interface{}", in_brackets(.0.as_ref()))]
     NotTun(Option<io::Error>),
     /// Something else went wrong.
     #[error("cannot {action}: {source}")]
@@ -143,6 +143,10 @@ pub enum OpenError {
         /// What the kernel said.
         r#source: io::Error,
     },
+}
+
+fn in_brackets(cause: Option<&io::Error>) -> String {
+    cause.map_or_else(String::new, |cause| format!(" ({cause})"))
 }
 
 /// A TUN interface.
@@ -477,6 +481,11 @@ mod tests {
     fn a_descriptor_that_is_no_tun_is_refused() {
         let file = std::fs::File::open("/dev/null").expect("there is /dev/null");
         let refused = Device::from_fd(file.into(), &Options::default());
-        assert!(matches!(refused, Err(OpenError::NotTun(Some(_)))));
+        let refused = refused.expect_err("it is no TUN");
+        assert!(matches!(refused, OpenError::NotTun(Some(_))));
+        assert!(
+            refused.to_string().ends_with(" (os error 25))"),
+            "{refused}"
+        );
     }
 }
