@@ -45,19 +45,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let variable = || std::env::var("WARREN_LOG").ok();
-    let level = match (args.log, variable()) {
-        (Some(level), _) => level,
-        (None, None) => "info".to_owned(),
-        (None, Some(value)) => match args::log_filter(&value) {
-            Ok(level) => level,
-            Err(wanted) => {
-                eprintln!("warrend: WARREN_LOG is {value:?}; {wanted}");
-                return ExitCode::from(2);
-            }
-        },
-    };
-    start_log(&level);
+    start_log(&args.log.unwrap_or_else(level_of_environment));
     let with_rights = |work: &dyn Fn() -> anyhow::Result<()>| rights::check().and_then(|()| work());
     let done = match (args.command, args.run.into_run()) {
         (Some(Command::Fence(fence)), _) => with_rights(&|| load_fence(&fence)),
@@ -111,6 +99,20 @@ fn uninstall(state: &args::State) -> anyhow::Result<()> {
         state.directory.display()
     );
     Ok(())
+}
+
+/// What `WARREN_LOG` says. Where that means nothing it is told and left: it may be set for the whole host, and a fence
+/// that does not go up at boot because of it would leave the host open.
+fn level_of_environment() -> String {
+    let value = std::env::var("WARREN_LOG").unwrap_or_default();
+    match args::log_filter(&value) {
+        Ok(level) => level,
+        Err(_) if value.is_empty() => "info".to_owned(),
+        Err(wanted) => {
+            eprintln!("warrend: WARREN_LOG is {value:?}, and info instead; {wanted}");
+            "info".to_owned()
+        }
+    }
 }
 
 /// Logs to the standard error: with time and colour for people, without for a journal, which has
