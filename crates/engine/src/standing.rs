@@ -20,8 +20,12 @@ use warren_wireguard::time::Instant;
 const LUMP_BYTES: usize = 1_500_000;
 
 /// A read that brings less does not count, even if it leaves more behind: its messages are short, and so
-/// is what waits. Nor does anybody in it tell.
-pub(crate) const LARGE_READ: usize = 256 << 10;
+/// is what waits.
+const LARGE_READ: usize = 256 << 10;
+
+/// Nobody tells in a read that brings less, which is one large message: a lump may have ended with the read before, and
+/// this may be others' altogether.
+const TELLING_READ: usize = 60_000;
 
 /// For how long no other is told, by this reader. A flow within a building has answered by then. One
 /// through the world has not, but takes losses within one round trip for one (RFC 6675), as it does marks
@@ -33,7 +37,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 pub(crate) struct Standing {
     /// Since the socket was last empty.
     found: [usize; 2],
-    /// Whether one of those that were left is to tell its sender.
+    /// Whether one of those that were left is to tell its sender, until one has.
     tells: [bool; 2],
     /// Until then nobody is told.
     pause: Instant,
@@ -54,9 +58,16 @@ impl Standing {
         self.tells[family as usize] = false;
     }
 
-    /// Whether one of the packets of the next read is to tell its sender, if that is a large one. Answers so once.
-    pub(crate) fn take_tells(&mut self, family: Family) -> bool {
-        std::mem::take(&mut self.tells[family as usize])
+    /// How much the next read has to bring for one of its packets to tell its sender, if any is to.
+    pub(crate) fn tells(&self, family: Family) -> Option<usize> {
+        self.tells[family as usize].then_some(TELLING_READ)
+    }
+
+    /// One of the packets of a read told its sender.
+    pub(crate) fn told(&mut self, family: Family, now: Instant) {
+        self.found[family as usize] = 0;
+        self.tells[family as usize] = false;
+        self.pause = now + PAUSE;
     }
 
     /// A read brought `bytes` of peers and left more behind.
@@ -68,9 +79,7 @@ impl Standing {
         }
         *found = found.saturating_add(bytes);
         if *found > LUMP_BYTES && now >= self.pause {
-            *found = 0;
             self.tells[family as usize] = true;
-            self.pause = now + PAUSE;
         }
     }
 }
@@ -85,7 +94,11 @@ mod tests {
     /// Whether the read after this one tells.
     fn read(standing: &mut Standing, bytes: usize, micros: u64) -> bool {
         standing.left_more(Family::V4, bytes, at(micros));
-        standing.take_tells(Family::V4)
+        let tells = standing.tells(Family::V4).is_some();
+        if tells {
+            standing.told(Family::V4, at(micros));
+        }
+        tells
     }
 
     fn at(micros: u64) -> Instant {
@@ -109,7 +122,7 @@ mod tests {
         for number in 0..8 {
             told.push(read(&mut standing, READ, number * 500));
             standing.emptied(Family::V6);
-            assert!(!standing.take_tells(Family::V6));
+            assert_eq!(standing.tells(Family::V6), None);
         }
         assert_eq!(
             told,
@@ -137,8 +150,20 @@ mod tests {
         for micros in [0, 500, 1000] {
             standing.left_more(Family::V4, READ, at(micros));
         }
+        assert!(standing.tells(Family::V4).is_some());
         standing.emptied(Family::V4);
-        assert!(!standing.take_tells(Family::V4));
+        assert_eq!(standing.tells(Family::V4), None);
+    }
+
+    #[test]
+    fn where_nobody_could_be_told_the_next_one_is() {
+        let mut standing = Standing::new(at(0));
+        for micros in [0, 500, 1000, 1500, 2000] {
+            standing.left_more(Family::V4, READ, at(micros));
+            assert_eq!(standing.tells(Family::V4).is_some(), micros >= 1000);
+        }
+        standing.told(Family::V4, at(2500));
+        assert!(!read(&mut standing, READ, 12_000));
     }
 
     #[test]

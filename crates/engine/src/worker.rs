@@ -26,7 +26,7 @@ use crate::poll::{Poller, Wake};
 use crate::router::{Edges, Inbound, Outbound, Router};
 use crate::schedule::{Duty, Flood, Schedule};
 use crate::shared::{Shared, SocketSet};
-use crate::standing::{self, Standing};
+use crate::standing::Standing;
 
 /// How many packets one read of a TUN queue takes at most.
 const READ_PACKETS: usize = 64;
@@ -340,9 +340,7 @@ impl Worker {
             standing.emptied(family);
             return false;
         }
-        if standing.take_tells(family) {
-            scratch.tell(standing::LARGE_READ);
-        }
+        scratch.tell(standing.tells(family));
         let router = &self.shared.router;
         let now = clock::now();
         let datagrams = &batch.datagrams;
@@ -359,6 +357,9 @@ impl Worker {
             now,
         };
         router.inbound(scratch, batch, out, now, &mut edges);
+        if scratch.told() {
+            standing.told(family, now);
+        }
         match batch.more {
             true => standing.left_more(family, scratch.accepted(), now),
             false => standing.emptied(family),

@@ -273,7 +273,12 @@ impl Node {
     /// Has one packet of the next batch from the socket tell its sender that too much waits, if that batch brings
     /// `least` bytes.
     pub fn tell(&mut self, least: usize) {
-        self.inbound.tell(least);
+        self.inbound.tell(Some(least));
+    }
+
+    /// Whether one of the last batch did.
+    pub fn told(&self) -> bool {
+        self.inbound.told()
     }
 
     /// Takes what was put into `batches.recv`.

@@ -725,8 +725,34 @@ fn who_comes_behind_what_filled_the_queue_is_not_told() {
     for _ in 0..20 {
         let sealed = peer.seal(&packet);
         assert_eq!(scene.arrive(&peer, &[&sealed]).delivered.len(), 1);
+        assert!(!scene.node.told());
     }
     assert_eq!(scene.dropped(Reason::InStandingQueue), 0);
+}
+
+/// Issue 5: a packet that is for nobody tells nobody.
+#[test]
+fn a_packet_that_goes_no_further_is_not_the_one_that_tells() {
+    let mut scene = Scene::new(21);
+    let mut peer = scene.session(1, &["10.9.0.0/16"]);
+    let bulk = |source, payload| packet::build(flow(source, "10.0.1.1"), 1, 1, payload).1;
+    let (stray, next, last) = (
+        bulk("10.8.0.1", 900),
+        bulk("10.9.0.1", 700),
+        bulk("10.9.0.1", 600),
+    );
+    let sealed = [&stray, &next, &last].map(|packet| peer.seal(packet));
+    scene.node.tell(1);
+    let done = scene.arrive(&peer, &sealed.each_ref().map(Vec::as_slice));
+    assert_eq!(done.delivered, [last]);
+    assert_eq!(scene.dropped(Reason::InWrongSource), 1);
+    assert_eq!(scene.dropped(Reason::InStandingQueue), 1);
+    assert!(scene.node.told());
+
+    scene.node.tell(1);
+    let sealed = peer.seal(&stray);
+    assert!(scene.arrive(&peer, &[&sealed]).delivered.is_empty());
+    assert!(!scene.node.told(), "the next batch may");
 }
 
 /// Issue 5: who has most of a batch is a peer, whatever ports it sends from, and what it repeats does not count.
@@ -755,6 +781,7 @@ fn who_fills_the_queue_is_told_of_by_what_was_accepted_of_all_places() {
     scene.node.tell(1);
     let done = scene.arrive_all(&flights);
     assert_eq!(scene.dropped(Reason::InStandingQueue), 1);
+    assert!(scene.node.told());
     let mut wanted: Vec<_> = (0..3).map(|n| bulk("10.8.0.1", n)).collect();
     wanted.extend((1..5).map(|n| bulk("10.9.0.1", n)));
     assert_eq!(done.delivered, wanted);

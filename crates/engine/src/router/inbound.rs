@@ -48,6 +48,7 @@ pub struct Inbound {
     accepted: usize,
     /// How much the next batch has to bring for one of its packets to tell its sender that too much waits, if any may.
     tells: Option<usize>,
+    told: bool,
 }
 
 /// What one batch holds of one session, from one place.
@@ -83,6 +84,7 @@ impl Inbound {
             tally: Tally::new(),
             accepted: 0,
             tells: None,
+            told: false,
         }
     }
 
@@ -93,9 +95,14 @@ impl Inbound {
 
     /// Has one packet of the next batch tell its sender that too much waits here, as one does that met congestion on
     /// its way: a large one of the peer that has most of the batch. If the batch brings less than `least` bytes, what
-    /// waited was read before it, and nobody is told: it may be others' altogether.
-    pub fn tell(&mut self, least: usize) {
-        self.tells = Some(least);
+    /// waited was read before it, and nobody is told: it may be others' altogether. With `None` nobody is in any case.
+    pub fn tell(&mut self, least: Option<usize>) {
+        self.tells = least;
+    }
+
+    /// Whether one of the last batch did.
+    pub fn told(&self) -> bool {
+        self.told
     }
 
     /// The group of this session and place, made if the batch has none yet.
@@ -156,9 +163,10 @@ impl Router {
         scratch.accepted = used.iter().map(|group| group.accepted).sum();
         let tells = (scratch.tells.take()).filter(|least| scratch.accepted >= *least);
         let teller = tells.and_then(|_| teller(used));
+        scratch.told = false;
         for (at, group) in used.iter_mut().enumerate() {
             let teller = teller.filter(|teller| teller.group == at);
-            self.admit(scratch, &tables, arena, group, teller);
+            scratch.told |= self.admit(scratch, &tables, arena, group, teller);
             group.receiver = None;
             group.records.clear();
             group.plaintexts.clear();
@@ -310,32 +318,40 @@ impl Router {
         peer.rx_packets.fetch_add(packets, Ordering::Relaxed);
     }
 
-    /// Step 5.
+    /// Step 5. Answers whether one of them told its sender: the teller, or the next that is for anybody here.
     fn admit(
         &self,
         scratch: &mut Inbound,
         tables: &Tables,
         arena: &mut [u8],
         group: &Group,
-        teller: Option<Teller>,
-    ) {
+        mut teller: Option<Teller>,
+    ) -> bool {
         let Some(receiver) = &group.receiver else {
-            return;
+            return false;
         };
+        let mut told = false;
         let records = group.records.iter().zip(&group.plaintexts).enumerate();
         for (at, (record, (plaintext, outer))) in records {
             if record.verdict != Verdict::Accepted || plaintext.is_empty() {
                 continue;
             }
             let bytes = &mut arena[plaintext.clone()];
-            let tells = teller.is_some_and(|teller| teller.record == at);
-            match admit(tables, bytes, *outer, tells, receiver) {
+            let tells = teller.is_some_and(|teller| teller.record <= at);
+            let admitted = admit(tables, bytes, *outer, tells, receiver);
+            let is_mark = |reason| matches!(reason, Reason::InStandingQueue | Reason::InEcn);
+            if tells && admitted.err().is_none_or(is_mark) {
+                told = true;
+                teller = None;
+            }
+            match admitted {
                 Ok(len) => scratch
                     .coalescer
                     .push(arena, plaintext.start..plaintext.start + len),
                 Err(reason) => scratch.tally.count(reason),
             }
         }
+        told
     }
 }
 
