@@ -122,14 +122,8 @@ fn compare(options: &Options) -> Result<bool> {
         rustix::process::geteuid().is_root(),
         "network namespaces need root"
     );
+    check(options)?;
     let programs = programs(options)?;
-    let reference = |program: &Program| program.name == options.reference;
-    if options.reference != PEERS[0] && !programs.iter().any(reference) {
-        bail!(
-            "--reference is {:?}, which is none of the devices of this run",
-            options.reference
-        );
-    }
     let pace = Pace::new()?;
     let bed = Bed::new(&options.congestion)?;
     let setting = Setting {
@@ -153,16 +147,7 @@ fn compare(options: &Options) -> Result<bool> {
     )?;
     // Before the run, which takes minutes: a folder that cannot be made is known by then.
     let path = match &options.json {
-        Some(path) => {
-            let folder = path.parent().filter(|folder| *folder != Path::new(""));
-            let is_there = folder.is_none_or(Path::is_dir);
-            ensure!(
-                is_there,
-                "--json {}: there is no such folder",
-                path.display()
-            );
-            Some(path.clone())
-        }
+        Some(path) => Some(path.clone()),
         None if options.smoke => None,
         None => Some(report.place()?),
     };
@@ -187,6 +172,31 @@ fn compare(options: &Options) -> Result<bool> {
         eprintln!("Short of the bar, or not measured: {}.", short.join("; "));
     }
     Ok(report.failures.is_empty() && short.is_empty())
+}
+
+/// Looks at what would be found out after the builds and the run otherwise.
+fn check(options: &Options) -> Result<()> {
+    let added = options
+        .added
+        .iter()
+        .filter_map(|added| added.split_once('='));
+    let mut names = [&[WIRE, WARREN, LIBRARY, NULL], &PEERS[..]].concat();
+    names.extend(added.map(|(name, _)| name));
+    ensure!(
+        names.contains(&options.reference.as_str()),
+        "--reference is {:?}; there are {}",
+        options.reference,
+        names.join(", ")
+    );
+    if let Some(path) = &options.json {
+        let folder = path.parent().filter(|folder| *folder != Path::new(""));
+        ensure!(
+            folder.is_none_or(Path::is_dir) && !path.is_dir(),
+            "--json {} is no file in a folder that is there",
+            path.display()
+        );
+    }
+    Ok(())
 }
 
 /// Fresh pairs of all programs at once, which cost nothing while they are idle, and each case on each.
