@@ -185,8 +185,7 @@ mod tests {
     #[test]
     fn an_index_that_is_taken_is_drawn_again_and_one_that_is_retired_is_free() {
         let table = IndexTable::new();
-        let key = PublicKey::from_bytes([1; 32]);
-        let peer = Arc::new(PeerHandle::new(PeerId(0), key, Peer::new(key, 0)));
+        let peer = handle(0);
         let allocate = |drawn: &[u32]| {
             let mut drawn = drawn.iter().copied();
             table.allocate(&peer, || drawn.next().expect("no more draws than needed"))
@@ -208,10 +207,7 @@ mod tests {
     fn an_index_that_passed_to_another_is_not_retired_by_who_had_it() {
         let table = IndexTable::new();
         let agenda = Agenda::new(Box::new(|| {}));
-        let [first, second] = [0, 1].map(|id| {
-            let key = PublicKey::from_bytes([1; 32]);
-            Arc::new(PeerHandle::new(PeerId(id), key, Peer::new(key, 0)))
-        });
+        let [first, second] = [0, 1].map(handle);
         table.allocate(&first, || 7);
         first.remove(&agenda);
         table.retire_removed();
@@ -228,8 +224,7 @@ mod tests {
     fn a_session_that_was_heard_from_of_late_ends_with_its_index() {
         let table = IndexTable::new();
         let mut recent = Recent::new();
-        let key = PublicKey::from_bytes([1; 32]);
-        let peer = Arc::new(PeerHandle::new(PeerId(0), key, Peer::new(key, 0)));
+        let peer = handle(0);
         let session = session(7);
         let watched = Arc::downgrade(&session);
         table.promote(session, &peer);
@@ -246,8 +241,7 @@ mod tests {
     fn a_full_set_answers_as_the_table_does_whatever_comes_and_goes() {
         let table = IndexTable::new();
         let mut recent = Recent::new();
-        let key = PublicKey::from_bytes([1; 32]);
-        let peer = Arc::new(PeerHandle::new(PeerId(0), key, Peer::new(key, 0)));
+        let peer = handle(0);
         // Twice as many as a set has places for, and two for each of these.
         let indices: Vec<u32> = (0..2 * WAYS).map(|n| (n * SETS + 5) as u32).collect();
         let sessions: Vec<_> = indices.iter().map(|&index| session(index)).collect();
@@ -271,6 +265,11 @@ mod tests {
             there[at] = !there[at];
         }
         assert!(held > 5_000, "of 20,000 looks {held} found a session");
+    }
+
+    fn handle(id: u32) -> Arc<PeerHandle> {
+        let key = PublicKey::from_bytes([1; 32]);
+        Arc::new(PeerHandle::new(PeerId(id), key, Peer::new(key, 0)))
     }
 
     /// A session with this index of ours, of a handshake with somebody.
